@@ -1,0 +1,1 @@
+"""Read what an X2Go fleet is doing."""

@@ -1,0 +1,137 @@
+"""Every error that x2gofleet raises, in one tree; this module imports nothing.
+
+    FleetError
+    ├── CacheUnavailable        Redis can't be asked now: no answer, not "no sessions"
+    ├── SchemaMismatch          a snapshot was written by a newer x2gofleet
+    ├── SnapshotCorrupt         a stored hash is not a snapshot of this schema
+    ├── UnknownProfile          the published inventory has no profile of that name
+    ├── RefreshFailed           update() could not get a new snapshot of every server
+    ├── InventoryError          fleet.toml (or an import) can't be used: file, line, key, reason, mend
+    └── PollError               one poll of one target failed; nothing of it is stored
+        ├── OutageError         passes by itself: retried within seconds
+        │   ├── Unreachable     no TCP connection, or no SSH banner
+        │   ├── ConnectionLost  the connection ended in the middle of a poll
+        │   └── DeadlineExceeded  the poll's hard deadline passed
+        ├── SetupError          somebody must mend something: retried slowly
+        │   ├── HostKeyMismatch the host key is not the known one; no authentication was tried
+        │   ├── HostKeyUnknown  known_hosts has no key for the address; no authentication was tried
+        │   ├── AuthenticationFailed  the server refused the key
+        │   ├── NotPermitted    the login may not list what its scope asks for
+        │   ├── CommandMissing  the server has no such X2Go command
+        │   └── HostNameChanged all session records carry another host name than the server's
+        └── ProofError          an answer came that can't be believed
+            ├── NotProven       the answer's frame, user or proof is missing or wrong
+            └── ListingFailed   the command failed, or printed an error where rows belong
+"""
+
+
+class FleetError(Exception):
+    """Base of every error of x2gofleet."""
+
+
+class CacheUnavailable(FleetError):
+    """Redis could not be asked: unreachable, too slow, loading, or the circuit breaker is open."""
+
+
+class SchemaMismatch(FleetError):
+    """A stored snapshot has a schema newer than this library reads; upgrade x2gofleet here."""
+
+
+class SnapshotCorrupt(FleetError):
+    """A stored hash lacks fields of its schema or holds values of a wrong type."""
+
+
+class UnknownProfile(FleetError, LookupError):
+    """No profile of that name is in the published inventory."""
+
+    def __init__(self, profile_name: str, known: tuple[str, ...] = ()) -> None:
+        self.profile_name = profile_name
+        self.known = known
+        listed = ", ".join(known) if known else "none: no worker has published an inventory yet"
+        super().__init__(f"unknown profile {profile_name!r}; known profiles: {listed}")
+
+
+class RefreshFailed(FleetError):
+    """At least one server of a profile gave no new snapshot.
+
+    ``errors`` maps server ids to a text each; ``partial`` is the tuple of snapshots that did come.
+    """
+
+    def __init__(self, errors: dict[str, str], partial: tuple[object, ...] = ()) -> None:
+        self.errors = dict(errors)
+        self.partial = partial
+        detail = "; ".join(f"{server}: {text}" for server, text in sorted(self.errors.items()))
+        super().__init__(f"no new snapshot from {len(self.errors)} server(s): {detail}")
+
+
+class InventoryError(FleetError):
+    """An inventory file can't be used; says file, line, key, reason and how to mend it."""
+
+    def __init__(self, path: str, reason: str, *, line: int | None = None, key: str = "", mend: str = "") -> None:
+        self.path, self.line, self.key, self.reason, self.mend = path, line, key, reason, mend
+        where = path if line is None else f"{path}:{line}"
+        super().__init__(f"{where}: {key + ': ' if key else ''}{reason}{'. ' + mend if mend else ''}")
+
+
+class PollError(FleetError):
+    """One poll of one target failed; ``mend`` says what an operator can do, where that is known."""
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        self.message, self.mend = message, mend
+        super().__init__(f"{message}. {mend}" if mend else message)
+
+
+class OutageError(PollError):
+    """A failure that passes by itself: retried within seconds."""
+
+
+class Unreachable(OutageError):
+    """No TCP connection to the server, or no SSH banner from it."""
+
+
+class ConnectionLost(OutageError):
+    """The connection ended in the middle of a poll."""
+
+
+class DeadlineExceeded(OutageError):
+    """The poll's hard deadline passed."""
+
+
+class SetupError(PollError):
+    """A failure that somebody must mend: retried slowly, because sshd penalises storms of those."""
+
+
+class HostKeyMismatch(SetupError):
+    """The server's host key is not the known one; no authentication was tried."""
+
+
+class HostKeyUnknown(SetupError):
+    """known_hosts has no key for the server's address; no authentication was tried."""
+
+
+class AuthenticationFailed(SetupError):
+    """The server refused the key."""
+
+
+class NotPermitted(SetupError):
+    """The login may not list what its scope asks for."""
+
+
+class CommandMissing(SetupError):
+    """The server lacks an X2Go command that a poll needs."""
+
+
+class HostNameChanged(SetupError):
+    """All session records of the server carry another host name than the server has now."""
+
+
+class ProofError(PollError):
+    """An answer came that can't be believed."""
+
+
+class NotProven(ProofError):
+    """The answer's frame, user or proof is missing or wrong."""
+
+
+class ListingFailed(ProofError):
+    """The listing command failed, or printed something else where rows belong."""
