@@ -1,28 +1,30 @@
-"""Every error that x2gofleet raises, in one tree; this module imports nothing.
+"""Every error that x2gofleet raises, in one tree; this module imports nothing of it.
 
-    FleetError
-    ├── CacheUnavailable        Redis can't be asked now: no answer, not "no sessions"
-    ├── SchemaMismatch          a snapshot was written by a newer x2gofleet
-    ├── SnapshotCorrupt         a stored hash is not a snapshot of this schema
-    ├── UnknownProfile          the published inventory has no profile of that name
-    ├── RefreshFailed           update() could not get a new snapshot of every server
-    ├── InventoryError          fleet.toml (or an import) can't be used: file, line, key, reason, mend
-    └── PollError               one poll of one target failed; nothing of it is stored
-        ├── OutageError         passes by itself: retried within seconds
-        │   ├── Unreachable     no TCP connection, or no SSH banner
-        │   ├── ConnectionLost  the connection ended in the middle of a poll
-        │   └── DeadlineExceeded  the poll's hard deadline passed
-        ├── SetupError          somebody must mend something: retried slowly
-        │   ├── HostKeyMismatch the host key is not the known one; no authentication was tried
-        │   ├── HostKeyUnknown  known_hosts has no key for the address; no authentication was tried
-        │   ├── AuthenticationFailed  the server refused the key
-        │   ├── NotPermitted    the login may not list what its scope asks for
-        │   ├── CommandMissing  the server has no such X2Go command
-        │   └── HostNameChanged all session records carry another host name than the server's
-        └── ProofError          an answer came that can't be believed
-            ├── NotProven       the answer's frame, user or proof is missing or wrong
-            └── ListingFailed   the command failed, or printed an error where rows belong
+FleetError
+├── CacheUnavailable        Redis can't be asked now: no answer, not "no sessions"
+├── SchemaMismatch          a snapshot was written by a newer x2gofleet
+├── SnapshotCorrupt         a stored hash is not a snapshot of this schema
+├── UnknownProfile          the published inventory has no profile of that name
+├── RefreshFailed           update() could not get a new snapshot of every server
+├── InventoryError          fleet.toml (or an import) can't be used: file, line, key, reason, mend
+└── PollError               one poll of one target failed; nothing of it is stored
+    ├── OutageError         passes by itself: retried within seconds
+    │   ├── Unreachable     no TCP connection, or no SSH banner
+    │   ├── ConnectionLost  the connection ended in the middle of a poll
+    │   └── DeadlineExceeded  the poll's hard deadline passed
+    ├── SetupError          somebody must mend something: retried slowly
+    │   ├── HostKeyMismatch the host key is not the known one; no authentication was tried
+    │   ├── HostKeyUnknown  known_hosts has no key for the address; no authentication was tried
+    │   ├── AuthenticationFailed  the server refused the key
+    │   ├── NotPermitted    the login may not list what its scope asks for
+    │   ├── CommandMissing  the server has no such X2Go command
+    │   └── HostNameChanged all session records carry another host name than the server's
+    └── ProofError          an answer came that can't be believed
+        ├── NotProven       the answer's frame, user or proof is missing or wrong
+        └── ListingFailed   the command failed, or printed an error where rows belong
 """
+
+from typing import Any
 
 
 class FleetError(Exception):
@@ -52,16 +54,16 @@ class UnknownProfile(FleetError, LookupError):
 
 
 class RefreshFailed(FleetError):
-    """At least one server of a profile gave no new snapshot.
+    """At least one server of a profile was not refreshed (or not deleted) as asked.
 
-    ``errors`` maps server ids to a text each; ``partial`` is the tuple of snapshots that did come.
+    ``errors`` maps server ids to a text each; ``partial`` is the tuple of Snapshots that did come.
     """
 
-    def __init__(self, errors: dict[str, str], partial: tuple[object, ...] = ()) -> None:
+    def __init__(self, errors: dict[str, str], partial: tuple[Any, ...] = (), *, what: str = "refresh") -> None:
         self.errors = dict(errors)
         self.partial = partial
         detail = "; ".join(f"{server}: {text}" for server, text in sorted(self.errors.items()))
-        super().__init__(f"no new snapshot from {len(self.errors)} server(s): {detail}")
+        super().__init__(f"{what} failed for {len(self.errors)} server(s): {detail}")
 
 
 class InventoryError(FleetError):

@@ -1,0 +1,103 @@
+"""Keys: every Redis key of x2gofleet and what it holds, in one place (the contract is docs/schema.md).
+
+The braces around a target are a Redis Cluster hash tag: all keys of one target share a slot, so that one script
+may touch them together.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from x2gofleet.kinds import Kind
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+_SERVER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_USERNAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._@-]{0,63}\Z")
+
+DEFAULT_NAMESPACE = "x2gofleet"
+
+
+def is_server_id(text: str) -> bool:
+    """Whether ``text`` may name a server: 1 to 64 letters, digits, ``.``, ``_``, ``-``."""
+    return _SERVER_ID.match(text) is not None
+
+
+def is_username(text: str) -> bool:
+    """Whether ``text`` may name a user whose listing is asked for; keeps shell and key syntax out."""
+    return _USERNAME.match(text) is not None
+
+
+def target_id(server: str, username: str | None = None) -> str:
+    """Return the id of a target: ``ts01``, or ``alice@ts01`` for what belongs to one user.
+
+    Raises ValueError for a server id or user name that can't be part of a key.
+    """
+    if not is_server_id(server):
+        raise ValueError(f"{server!r} is no server id: use letters, digits, '.', '_' and '-'")
+    if username is None:
+        return server
+    if not is_username(username):
+        raise ValueError(f"{username!r} is no user name: use letters, digits, '.', '_', '-' and '@'")
+    return f"{username}@{server}"
+
+
+def server_of(target: str) -> str:
+    """Return the server id of a target id."""
+    return target.rpartition("@")[2]
+
+
+def user_of(target: str) -> str | None:
+    """Return the user name of a target id, None for a server's own target."""
+    return target.rpartition("@")[0] or None
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one namespace."""
+
+    namespace: str = DEFAULT_NAMESPACE
+
+    def __post_init__(self) -> None:
+        if not _NAMESPACE.match(self.namespace):
+            raise ValueError(f"{self.namespace!r} is no namespace: use 1 to 64 letters, digits, '.', '_', ':' and '-'")
+
+    def snapshot(self, target: str, kind: Kind) -> str:
+        """Hash: one snapshot; expires at polled_at + ttl."""
+        return f"{self.namespace}:{{{target}}}:{kind.value}"
+
+    def state(self, target: str) -> str:
+        """Hash: last good and last failed poll of each kind; outlives snapshots."""
+        return f"{self.namespace}:{{{target}}}:state"
+
+    def lease(self, target: str) -> str:
+        """Hash owner, nonce, fence; expires unless its owner renews it."""
+        return f"{self.namespace}:{{{target}}}:lease"
+
+    def fence(self, target: str) -> str:
+        """Counter without TTL: orders the owners of a target."""
+        return f"{self.namespace}:{{{target}}}:fence"
+
+    def workers(self) -> str:
+        """Sorted set worker id -> last heartbeat (ms, Redis time)."""
+        return f"{self.namespace}:workers"
+
+    def worker(self, worker_id: str) -> str:
+        """Hash: what one worker tells of itself; expires unless it is alive."""
+        return f"{self.namespace}:worker:{worker_id}"
+
+    def fleet(self) -> str:
+        """Hash version, document (JSON): the published inventory."""
+        return f"{self.namespace}:fleet"
+
+    def uuid(self, session_uuid: str) -> str:
+        """Hash profile, username: a registered X2Go session."""
+        return f"{self.namespace}:uuid:{session_uuid}"
+
+    def refresh_requests(self, worker_id: str) -> str:
+        """List of JSON requests (poll now, delete, check) that one worker answers."""
+        return f"{self.namespace}:refresh:worker:{worker_id}"
+
+    def refresh_answers(self, request_id: str) -> str:
+        """List of JSON answers to one request."""
+        return f"{self.namespace}:refresh:answer:{request_id}"

@@ -1,0 +1,444 @@
+"""lookup: what readers ask of Redis, without the asking: shared by FleetCache and its asyncio twin.
+
+Each query is a generator: it yields lists of commands, is sent their replies (one round trip each), and returns its
+result. A cache only drives it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from x2gofleet.errors import CacheUnavailable, RefreshFailed, UnknownProfile
+from x2gofleet.fleet import PublishedFleet, PublishedTarget
+from x2gofleet.keys import Keys, is_username, target_id
+from x2gofleet.kinds import Kind
+from x2gofleet.snapshot import Snapshot
+
+Command = tuple[Any, ...]
+T = TypeVar("T")
+Query = Generator[list[Command], list[Any], T]
+
+REGISTRATION_TTL_MS = 7 * 24 * 3600 * 1000
+REQUEST_TTL_MS = 60 * 1000
+_BLOCK_SECONDS = 0.2
+_FLEET_READS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """What is known of one target. Ages and times as in Snapshot; ``up`` is None where nobody has told lately."""
+
+    id: str
+    server: str
+    scope: str
+    up: bool | None
+    since_ms: int | None
+    ages: Mapping[Kind, float]
+    owner: str | None
+    failures: int
+    error_class: str
+    error_text: str
+    last_good_ms: int | None
+    last_failed_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """What is known of one server of the fleet.
+
+    ``up``: True, False (its newest poll failed) or None (unknown: no worker has told lately). ``ages``: seconds since
+    the server was last asked, per kind that is cached now. ``owner``: id of the worker that polls it.
+    ``since_ms``: since when it is up or down, ms on the clock of Redis.
+    """
+
+    id: str
+    hostname: str
+    up: bool | None
+    since_ms: int | None
+    ages: Mapping[Kind, float]
+    owner: str | None
+    failures: int
+    error_class: str
+    error_text: str
+    labels: tuple[str, ...]
+    weight: float
+    drained: bool
+    targets: tuple[TargetStatus, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The answers of a profile's targets for one kind, in the profile's order."""
+
+    snapshots: tuple[Snapshot, ...]
+    missing_servers: tuple[str, ...]
+    cached: bool
+
+    @property
+    def oldest_age(self) -> float | None:
+        """Age in seconds of the oldest snapshot."""
+        return max((snapshot.age for snapshot in self.snapshots), default=None)
+
+
+NOTHING = View((), (), cached=False)
+
+
+def time_ms(reply: Any) -> int:
+    """Decode a reply of TIME into ms."""
+    seconds, micros = reply
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _number(value: bytes | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def is_down(state: Sequence[bytes | None]) -> bool:
+    """Whether the newest poll failed; ``state`` is what ``down_fields`` asked for."""
+    for good, failed in (state[0:2], state[2:4]):
+        if failed is not None and int(failed) > int(good or 0):
+            return True
+    return False
+
+
+class Lookups:
+    """Builds the queries of one namespace, and keeps the published inventory between them."""
+
+    def __init__(self, keys: Keys, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.keys = keys
+        self._fleet: PublishedFleet | None = None
+        self._monotonic = monotonic
+
+    def _read_fleet(self) -> Query[PublishedFleet | None]:
+        replies = yield [("HMGET", self.keys.fleet(), "version", "document")]
+        version, document = replies[0]
+        self._fleet = PublishedFleet.from_json(document, version.decode()) if version and document else None
+        return self._fleet
+
+    def fleet(self) -> Query[PublishedFleet | None]:
+        """Return the published inventory, None where nobody has published one."""
+        known = self._fleet
+        if known is not None:
+            replies = yield [("HGET", self.keys.fleet(), "version")]
+            if replies[0] is not None and replies[0].decode() == known.version:
+                return known
+        return (yield from self._read_fleet())
+
+    def _with_fleet(
+        self, build: Callable[[PublishedFleet], list[Command]]
+    ) -> Query[tuple[PublishedFleet, list[Any]] | None]:
+        """Send what ``build`` makes of the inventory; again where the inventory proves to have changed."""
+        fleet = self._fleet
+        if fleet is None:
+            fleet = yield from self._read_fleet()
+        for _ in range(_FLEET_READS):
+            if fleet is None:
+                return None
+            replies = yield [("HGET", self.keys.fleet(), "version"), *build(fleet)]
+            if replies[0] is not None and replies[0].decode() == fleet.version:
+                return fleet, replies[1:]
+            fleet = yield from self._read_fleet()
+        raise CacheUnavailable("the published inventory changes faster than it can be read")
+
+    def registration(self, session_uuid: str) -> Query[tuple[str, str | None] | None]:
+        """Return (profile name, user name or None) of a registered session, None where it is not registered."""
+        replies = yield [("HMGET", self.keys.uuid(session_uuid), "profile", "username")]
+        profile, username = replies[0]
+        if profile is None:
+            return None
+        return profile.decode(), username.decode() if username else None
+
+    def register(self, session_uuid: str, profile_name: str, username: str | None) -> Query[None]:
+        """Remember the profile and user of a session for a week."""
+        key = self.keys.uuid(session_uuid)
+        fields = ("profile", profile_name, "username", username or "")
+        yield [("HSET", key, *fields), ("PEXPIRE", key, REGISTRATION_TTL_MS)]
+
+    def forget(self, session_uuid: str) -> Query[None]:
+        """Drop a registration."""
+        yield [("DEL", self.keys.uuid(session_uuid))]
+
+    def _profile_targets(
+        self, fleet: PublishedFleet, profile_name: str, kind: Kind, username: str | None
+    ) -> list[PublishedTarget] | None:
+        ids = fleet.profiles.get(profile_name)
+        return None if ids is None else self._targets(fleet, ids, kind, username)
+
+    def _targets(
+        self, fleet: PublishedFleet, ids: Iterable[str], kind: Kind, username: str | None
+    ) -> list[PublishedTarget] | None:
+        """Return the targets to ask; None where the question does not fit them."""
+        found = []
+        for name in ids:
+            target = fleet.targets[name]
+            if target.scope == "user":
+                if username is not None and target.username != username:
+                    return None
+            elif kind is Kind.DESKTOPS:
+                if username is None or not is_username(username):
+                    return None
+                desktops = frozenset({Kind.DESKTOPS})
+                owned = target_id(target.server, username)
+                target = PublishedTarget(owned, target.server, "server", username, desktops)
+            found.append(target)
+        return found
+
+    def _down_command(self, target: PublishedTarget, kind: Kind) -> Command:
+        state = target.server if target.scope == "server" else target.id
+        names = [f"{name.value}.{when}" for name in (kind, Kind.SESSIONS) for when in ("good_at", "failed_at")]
+        return ("HMGET", self.keys.state(state), *names)
+
+    def view(self, profile_name: str, kind: Kind, username: str | None, *, presence_only: bool = False) -> Query[View]:
+        """Ask for one kind of a whole profile: one round trip.
+
+        With ``presence_only`` no snapshot is fetched: the View has none, only ``cached`` and ``missing_servers``.
+        """
+        return self._view(lambda fleet: self._profile_targets(fleet, profile_name, kind, username), kind, presence_only)
+
+    def fleet_view(self, kind: Kind, username: str | None) -> Query[View]:
+        """Ask for one kind of every server, as if all were one profile; other users' own targets are left out."""
+
+        def targets(fleet: PublishedFleet) -> list[PublishedTarget] | None:
+            ids = [t.id for t in fleet.targets.values() if t.scope == "server" or t.username == username]
+            return self._targets(fleet, ids, kind, username)
+
+        return self._view(targets, kind, presence_only=False)
+
+    def _view(
+        self,
+        choose: Callable[[PublishedFleet], list[PublishedTarget] | None],
+        kind: Kind,
+        presence_only: bool,
+    ) -> Query[View]:
+        verb = "EXISTS" if presence_only else "HGETALL"
+
+        def build(fleet: PublishedFleet) -> list[Command]:
+            commands: list[Command] = [("TIME",)]
+            for target in choose(fleet) or ():
+                commands.append((verb, self.keys.snapshot(target.id, kind)))
+                commands.append(self._down_command(target, kind))
+            return commands
+
+        answer = yield from self._with_fleet(build)
+        if answer is None:
+            return NOTHING
+        fleet, replies = answer
+        targets = choose(fleet)
+        if not targets:
+            return NOTHING
+        now_ms = time_ms(replies[0])
+        snapshots, missing, present, unknown = [], [], 0, False
+        for index, target in enumerate(targets):
+            found, state = replies[1 + 2 * index], replies[2 + 2 * index]
+            if found:
+                present += 1
+                if not presence_only:
+                    snapshots.append(Snapshot.from_hash(target.id, kind, found, now_ms=now_ms))
+            else:
+                missing.append(target.server)
+                unknown = unknown or not is_down(state)
+        return View(tuple(snapshots), tuple(missing), cached=present > 0 and not unknown)
+
+    def snapshots(
+        self, *, profile_name: str | None, server: str | None, kinds: Sequence[Kind], username: str | None
+    ) -> Query[tuple[Snapshot, ...]]:
+        """Return the unexpired snapshots of a profile or of a server's targets, whatever is missing."""
+
+        def wanted(fleet: PublishedFleet) -> list[tuple[str, Kind]]:
+            found: list[tuple[str, Kind]] = []
+            for kind in kinds:
+                if profile_name is not None:
+                    targets = self._profile_targets(fleet, profile_name, kind, username) or []
+                else:
+                    ids = [t.id for t in fleet.targets.values() if t.server == server]
+                    targets = self._targets(fleet, ids, kind, username) or []
+                found.extend((target.id, kind) for target in targets)
+            return found
+
+        answer = yield from self._with_fleet(
+            lambda fleet: [("TIME",), *(("HGETALL", self.keys.snapshot(*item)) for item in wanted(fleet))]
+        )
+        if answer is None:
+            return ()
+        fleet, replies = answer
+        now_ms = time_ms(replies[0])
+        return tuple(
+            Snapshot.from_hash(target, kind, reply, now_ms=now_ms)
+            for (target, kind), reply in zip(wanted(fleet), replies[1:], strict=True)
+            if reply
+        )
+
+    def servers(self) -> Query[tuple[ServerStatus, ...]]:
+        """Return the status of every server of the inventory, in its order: one round trip."""
+        kinds = tuple(Kind)
+
+        def build(fleet: PublishedFleet) -> list[Command]:
+            commands: list[Command] = [("TIME",)]
+            for target in fleet.targets.values():
+                commands.append(("HGETALL", self.keys.state(target.id)))
+                commands.append(("HGET", self.keys.lease(target.id), "owner"))
+                commands.extend(("HGET", self.keys.snapshot(target.id, kind), "polled_at") for kind in kinds)
+            return commands
+
+        answer = yield from self._with_fleet(build)
+        if answer is None:
+            return ()
+        fleet, replies = answer
+        now_ms = time_ms(replies[0])
+        width = 2 + len(kinds)
+        statuses: dict[str, list[TargetStatus]] = {server: [] for server in fleet.servers}
+        for index, target in enumerate(fleet.targets.values()):
+            state, owner, *polled = replies[1 + index * width : 1 + (index + 1) * width]
+            ages = {
+                kind: max(0, now_ms - int(value)) / 1000.0
+                for kind, value in zip(kinds, polled, strict=True)
+                if value is not None
+            }
+            statuses[target.server].append(_target_status(target, state, owner, ages))
+        return tuple(_server_status(fleet, name, targets) for name, targets in statuses.items() if targets)
+
+    def request(
+        self,
+        operation: str,
+        *,
+        profile_name: str,
+        kinds: Sequence[Kind],
+        username: str | None,
+        timeout_seconds: float,
+    ) -> Query[tuple[Snapshot, ...]]:
+        """Ask the owners of a profile's targets to act, and wait for their answers.
+
+        Returns the snapshots that they stored. Raises UnknownProfile and RefreshFailed.
+        """
+        deadline = self._monotonic() + timeout_seconds
+        fleet = yield from self.fleet()
+        if fleet is None or profile_name not in fleet.profiles:
+            raise UnknownProfile(profile_name, tuple(fleet.profiles) if fleet else ())
+        targets = [fleet.targets[name] for name in fleet.profiles[profile_name]]
+        owners = yield [("HGET", self.keys.lease(target.id), "owner") for target in targets]
+        request_id = secrets.token_hex(8)
+        errors: dict[str, str] = {}
+        waiting: dict[str, str] = {}
+        commands: list[Command] = []
+        for target, owner in zip(targets, owners, strict=True):
+            if username is not None and target.scope == "user" and target.username != username:
+                errors[target.server] = f"it is polled as {target.username}, not as {username}"
+                continue
+            if owner is None:
+                errors[target.server] = "no worker owns it now; is an x2gofleet-worker running?"
+                continue
+            queue = self.keys.refresh_requests(owner.decode())
+            body = {
+                "id": request_id,
+                "operation": operation,
+                "target": target.id,
+                "kinds": [kind.value for kind in kinds],
+                "username": username,
+            }
+            commands += [("RPUSH", queue, json.dumps(body)), ("PEXPIRE", queue, REQUEST_TTL_MS)]
+            waiting[target.id] = target.server
+        if commands:
+            yield commands
+        stored: list[tuple[str, Kind]] = []
+        while waiting and (left := deadline - self._monotonic()) > 0:
+            block = max(0.01, min(_BLOCK_SECONDS, left))
+            replies = yield [("BLPOP", self.keys.refresh_answers(request_id), block)]
+            if replies[0] is None:
+                continue
+            answer = json.loads(replies[0][1])
+            server = waiting.pop(answer["target"], None)
+            if server is None:
+                continue
+            if answer.get("error"):
+                errors[server] = answer["error"]
+            stored += [(name, Kind(kind)) for name, kind in answer.get("stored", ())]
+        for server in waiting.values():
+            errors[server] = f"its worker did not answer within {timeout_seconds:g} s"
+        replies = yield [("TIME",), *(("HGETALL", self.keys.snapshot(*item)) for item in stored)]
+        now_ms = time_ms(replies[0])
+        snapshots = tuple(
+            Snapshot.from_hash(name, kind, reply, now_ms=now_ms)
+            for (name, kind), reply in zip(stored, replies[1:], strict=True)
+            if reply
+        )
+        if errors:
+            raise RefreshFailed(errors, snapshots, what=operation)
+        return snapshots
+
+    def check(self, *, timeout_seconds: float) -> Query[int]:
+        """Ask a worker to drop what belongs to no target any more; return how many keys went."""
+        deadline = self._monotonic() + timeout_seconds
+        replies = yield [("ZRANGE", self.keys.workers(), 0, -1)]
+        workers = replies[0]
+        if not workers:
+            return 0
+        request_id = secrets.token_hex(8)
+        queue = self.keys.refresh_requests(workers[0].decode())
+        body = json.dumps({"id": request_id, "operation": "check"})
+        yield [("RPUSH", queue, body), ("PEXPIRE", queue, REQUEST_TTL_MS)]
+        while (left := deadline - self._monotonic()) > 0:
+            block = max(0.01, min(_BLOCK_SECONDS, left))
+            replies = yield [("BLPOP", self.keys.refresh_answers(request_id), block)]
+            if replies[0] is not None:
+                return int(json.loads(replies[0][1]).get("dropped", 0))
+        raise RefreshFailed({"fleet": f"no worker answered within {timeout_seconds:g} s"}, (), what="check_cache")
+
+
+def _target_status(
+    target: PublishedTarget, state: Mapping[bytes, bytes], owner: bytes | None, ages: Mapping[Kind, float]
+) -> TargetStatus:
+    def newest(when: str) -> dict[Kind, int]:
+        names = {kind: state.get(f"{kind.value}.{when}".encode()) for kind in Kind}
+        return {kind: int(value) for kind, value in names.items() if value is not None}
+
+    good, failed = newest("good_at"), newest("failed_at")
+    broken = [kind for kind, at in failed.items() if at > good.get(kind, 0)]
+    main = Kind.SESSIONS if Kind.SESSIONS in broken or not broken else broken[0]
+    up: bool | None = None
+    if broken:
+        up = False
+    elif Kind.SESSIONS in ages or (ages and Kind.SESSIONS not in target.kinds):
+        up = True
+    text = state.get(f"{main.value}.error_text".encode(), b"") if broken else b""
+    name = state.get(f"{main.value}.error_class".encode(), b"") if broken else b""
+    return TargetStatus(
+        target.id,
+        target.server,
+        target.scope,
+        up,
+        _number(state.get(f"{main.value}.since".encode())),
+        ages,
+        owner.decode() if owner else None,
+        int(state.get(f"{main.value}.failures".encode(), b"0")),
+        name.decode(errors="replace"),
+        text.decode(errors="replace"),
+        max(good.values(), default=None),
+        max(failed.values(), default=None),
+    )
+
+
+def _server_status(fleet: PublishedFleet, name: str, targets: list[TargetStatus]) -> ServerStatus:
+    server = fleet.servers[name]
+    main = next((target for target in targets if target.scope == "server"), None)
+    if main is None:
+        main = next((target for target in targets if target.up), targets[0])
+    return ServerStatus(
+        server.id,
+        server.hostname,
+        main.up,
+        main.since_ms,
+        main.ages,
+        main.owner,
+        main.failures,
+        main.error_class,
+        main.error_text,
+        server.labels,
+        server.weight,
+        server.drain,
+        tuple(targets),
+    )

@@ -1,0 +1,33 @@
+-- Stores one full listing. KEYS lease, snapshot, state.
+-- ARGV nonce, fence, seq, polled_at, ttl_ms, state_ttl_ms, kind, digest, then the other fields as name, value, ...
+-- Returns {outcome, now_ms}: 'stored' (also when this very write was made before and its reply was lost), 'lost' (the
+-- lease is not the writer's), 'older' (a newer listing is stored), 'expired' or 'future' (polled_at can't be stored).
+-- Checks first, writes last: a refused write changes nothing.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_text = string.format('%.0f', now)
+local lease = redis.call('HMGET', KEYS[1], 'nonce', 'fence')
+if lease[1] ~= ARGV[1] or lease[2] ~= ARGV[2] then return {'lost', now_text} end
+local fence, seq, polled = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+if polled > now then return {'future', now_text} end
+local expires = polled + tonumber(ARGV[5])
+if expires <= now then return {'expired', now_text} end
+local old = redis.call('HMGET', KEYS[2], 'fence', 'seq', 'digest', 'changed_at')
+if old[1] then
+  local old_fence, old_seq = tonumber(old[1]), tonumber(old[2])
+  if old_fence == fence and old_seq == seq then return {'stored', now_text} end
+  if old_fence > fence or (old_fence == fence and old_seq > seq) then return {'older', now_text} end
+end
+local changed = ARGV[4]
+if old[3] == ARGV[8] and old[4] then changed = old[4] end
+redis.call('DEL', KEYS[2])
+redis.call('HSET', KEYS[2], 'fence', ARGV[2], 'seq', ARGV[3], 'polled_at', ARGV[4], 'digest', ARGV[8],
+  'changed_at', changed, unpack(ARGV, 9))
+redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', expires))
+local kind = ARGV[7]
+local before = redis.call('HMGET', KEYS[3], kind .. '.failures', kind .. '.since')
+if before[1] ~= '0' or not before[2] then redis.call('HSET', KEYS[3], kind .. '.since', ARGV[4]) end
+redis.call('HSET', KEYS[3], kind .. '.good_at', ARGV[4], kind .. '.failures', '0')
+redis.call('HDEL', KEYS[3], kind .. '.error_class', kind .. '.error_text')
+redis.call('PEXPIRE', KEYS[3], ARGV[6])
+return {'stored', now_text}

@@ -1,0 +1,316 @@
+"""store: the schema's writes, as workers make them: leases, snapshots, states, the published inventory.
+
+Every write about a target is one Lua script over that target's keys and checks the writer's lease (lua/*.lua), so
+that a worker that was paused or cut off can't overwrite what its successor wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import resources
+from typing import Any, cast
+
+import redis
+
+from x2gofleet.connection import unavailable
+from x2gofleet.fleet import PublishedFleet
+from x2gofleet.keys import Keys
+from x2gofleet.kinds import Kind
+from x2gofleet.snapshot import SCHEMA_VERSION
+
+FLEET_TTL_MS = 24 * 3600 * 1000
+REQUEST_TTL_MS = 60 * 1000
+
+
+class Outcome(StrEnum):
+    """What a script did with a write; the words are those of lua/*.lua."""
+
+    STORED = "stored"
+    ABSENT = "absent"
+    LOST = "lost"
+    OLDER = "older"
+    EXPIRED = "expired"
+    FUTURE = "future"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write about one target: proven by ``nonce``, ordered by ``fence``."""
+
+    target: str
+    nonce: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A full listing of one kind, ready to be stored. Times are ms on the clock of Redis."""
+
+    kind: Kind
+    stdout: bytes
+    digest: str
+    polled_at_ms: int
+    listed_at_ms: int
+    duration_ms: int
+    ttl_ms: int
+    state_ttl_ms: int
+    exit_status: int = 0
+    rejected_rows: int = 0
+
+
+class Script:
+    """One Lua script: EVALSHA, and EVAL where the server doesn't know it."""
+
+    def __init__(self, name: str) -> None:
+        self.text = resources.files("x2gofleet").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def run(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run the script and return its raw reply."""
+        try:
+            return client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+        except redis.exceptions.NoScriptError:
+            return client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+
+
+class RedisClock:
+    """Reads the clock of Redis as a lower bound, without asking each time.
+
+    A reply of TIME was true when it was sent, so that its value plus the monotonic time passed since its receipt is
+    never later than the time of Redis.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._anchor: tuple[int, float] | None = None
+
+    def set(self, now_ms: int) -> None:
+        """Take over a time that Redis has just replied."""
+        self._anchor = (now_ms, self._monotonic())
+
+    def now_ms(self) -> int | None:
+        """Return the time of Redis in ms, as a lower bound; None before the first reply."""
+        anchor = self._anchor
+        if anchor is None:
+            return None
+        return anchor[0] + int((self._monotonic() - anchor[1]) * 1000)
+
+
+class Store:
+    """The writes of one worker. All methods raise CacheUnavailable when Redis can't be asked."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, worker_id: str) -> None:
+        self.client, self.keys, self.worker_id = client, keys, worker_id
+        self.clock = RedisClock()
+        self._acquire, self._renew, self._release = Script("acquire"), Script("renew"), Script("release")
+        self._store, self._confirm, self._fail = Script("store"), Script("confirm"), Script("fail")
+        self._discard = Script("discard")
+
+    def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any], what: str) -> Any:
+        try:
+            return script.run(self.client, keys, args)
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, what) from exc
+
+    def _outcome(self, reply: Any) -> Outcome:
+        self.clock.set(int(reply[1]))
+        return Outcome(reply[0].decode())
+
+    def sync_clock(self) -> int:
+        """Ask Redis for its time, in ms, and anchor the clock to it."""
+        try:
+            seconds, micros = self.client.time()
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "asking Redis for its time") from exc
+        now_ms = seconds * 1000 + micros // 1000
+        self.clock.set(now_ms)
+        return now_ms
+
+    def acquire(self, target: str, *, ttl_ms: int, nonce: str | None = None) -> Lease | str:
+        """Take the lease of ``target``; return it, or the id of the worker that holds it."""
+        nonce = nonce or secrets.token_hex(8)
+        keys = (self.keys.lease(target), self.keys.fence(target))
+        reply = self._run(self._acquire, keys, (self.worker_id, nonce, ttl_ms), f"taking the lease of {target}")
+        if reply[0] == b"acquired":
+            return Lease(target, nonce, int(reply[1]))
+        return cast(str, reply[1].decode())
+
+    def renew(self, leases: Sequence[Lease], *, ttl_ms: int) -> list[bool]:
+        """Renew leases in one round trip; return for each whether it is still held."""
+        try:
+            for attempt in (1, 2):
+                pipeline = self.client.pipeline(transaction=False)
+                for lease in leases:
+                    pipeline.execute_command(
+                        "EVALSHA", self._renew.sha, 1, self.keys.lease(lease.target), lease.nonce, ttl_ms
+                    )
+                replies = pipeline.execute(raise_on_error=False)
+                if not any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
+                    break
+                if attempt == 1:
+                    self.client.script_load(self._renew.text)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "renewing leases") from exc
+        return [reply == 1 for reply in replies]
+
+    def release(self, lease: Lease) -> bool:
+        """Give a lease back; False where it was not held any more."""
+        what = f"releasing the lease of {lease.target}"
+        return bool(self._run(self._release, (self.keys.lease(lease.target),), (lease.nonce,), what))
+
+    def store(self, lease: Lease, seq: int, listing: Listing) -> Outcome:
+        """Store a full listing."""
+        target, kind = lease.target, listing.kind
+        keys = (self.keys.lease(target), self.keys.snapshot(target, kind), self.keys.state(target))
+        args = (
+            lease.nonce,
+            lease.fence,
+            seq,
+            listing.polled_at_ms,
+            listing.ttl_ms,
+            listing.state_ttl_ms,
+            kind.value,
+            listing.digest,
+            *("stdout", listing.stdout),
+            *("exit_status", listing.exit_status),
+            *("listed_at", listing.listed_at_ms),
+            *("duration_ms", listing.duration_ms),
+            *("worker", self.worker_id),
+            *("schema", SCHEMA_VERSION),
+            *("rejected_rows", listing.rejected_rows),
+        )
+        return self._outcome(self._run(self._store, keys, args, f"storing the {kind.value} of {target}"))
+
+    def confirm(
+        self,
+        lease: Lease,
+        seq: int,
+        kind: Kind,
+        *,
+        digest: str,
+        polled_at_ms: int,
+        ttl_ms: int,
+        state_ttl_ms: int,
+    ) -> Outcome:
+        """Confirm that the stored listing with ``digest`` still holds at ``polled_at_ms``."""
+        target = lease.target
+        keys = (self.keys.lease(target), self.keys.snapshot(target, kind), self.keys.state(target))
+        args = (lease.nonce, lease.fence, seq, polled_at_ms, ttl_ms, state_ttl_ms, kind.value, digest)
+        return self._outcome(self._run(self._confirm, keys, args, f"confirming the {kind.value} of {target}"))
+
+    def fail(
+        self,
+        lease: Lease,
+        kinds: Iterable[Kind],
+        *,
+        failed_at_ms: int,
+        state_ttl_ms: int,
+        error_class: str,
+        error_text: str,
+    ) -> Outcome:
+        """Record that polls of ``kinds`` failed; snapshots stay as they are."""
+        target = lease.target
+        keys = (self.keys.lease(target), self.keys.state(target))
+        args = (lease.nonce, lease.fence, failed_at_ms, state_ttl_ms, error_class, error_text)
+        names = [kind.value for kind in kinds]
+        return self._outcome(self._run(self._fail, keys, (*args, *names), f"recording a failure of {target}"))
+
+    def discard(self, lease: Lease, kinds: Iterable[Kind]) -> Outcome:
+        """Drop the snapshots of ``kinds``."""
+        target = lease.target
+        keys = (self.keys.lease(target), *(self.keys.snapshot(target, kind) for kind in kinds))
+        return self._outcome(self._run(self._discard, keys, (lease.nonce, lease.fence), f"dropping {target}"))
+
+    def publish(self, fleet: PublishedFleet) -> None:
+        """Publish the inventory, or keep it from expiring."""
+        key = self.keys.fleet()
+        try:
+            pipeline = self.client.pipeline(transaction=True)
+            pipeline.hset(key, mapping={"version": fleet.version, "document": fleet.to_json()})
+            pipeline.pexpire(key, FLEET_TTL_MS)
+            pipeline.execute()
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "publishing the inventory") from exc
+
+    def published(self) -> PublishedFleet | None:
+        """Return what is published now."""
+        try:
+            version, document = cast(list[bytes | None], self.client.hmget(self.keys.fleet(), ["version", "document"]))
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "reading the published inventory") from exc
+        return PublishedFleet.from_json(document, version.decode()) if version and document else None
+
+    def drop_targets(self, targets: Iterable[str]) -> int:
+        """Delete all keys but the fence of targets that are in no inventory any more; return how many keys."""
+        dropped = 0
+        try:
+            for target in targets:
+                names = [self.keys.snapshot(target, kind) for kind in Kind]
+                names += [self.keys.state(target), self.keys.lease(target)]
+                dropped += self.client.delete(*names)
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "dropping removed targets") from exc
+        return dropped
+
+    def heartbeat(self, facts: dict[str, str | int | float], *, ttl_ms: int) -> tuple[str, ...]:
+        """Say that this worker is alive; return the ids of all live workers, this one included."""
+        now_ms = self.sync_clock()
+        try:
+            pipeline = self.client.pipeline(transaction=False)
+            pipeline.zadd(self.keys.workers(), {self.worker_id: now_ms})
+            pipeline.zremrangebyscore(self.keys.workers(), "-inf", now_ms - ttl_ms)
+            pipeline.pexpire(self.keys.workers(), ttl_ms * 10)
+            pipeline.hset(self.keys.worker(self.worker_id), mapping=cast(Any, facts))
+            pipeline.pexpire(self.keys.worker(self.worker_id), ttl_ms)
+            pipeline.zrange(self.keys.workers(), 0, -1)
+            live = pipeline.execute()[-1]
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "telling that this worker is alive") from exc
+        return tuple(worker.decode() for worker in live)
+
+    def leave(self) -> None:
+        """Take this worker out of the list of live ones."""
+        try:
+            pipeline = self.client.pipeline(transaction=False)
+            pipeline.zrem(self.keys.workers(), self.worker_id)
+            pipeline.delete(self.keys.worker(self.worker_id), self.keys.refresh_requests(self.worker_id))
+            pipeline.execute()
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "leaving the fleet") from exc
+
+    def take_request(self, *, wait_seconds: float) -> dict[str, Any] | None:
+        """Wait for the next request to this worker; None when there was none.
+
+        ``wait_seconds`` must be well below the client's command timeout.
+        """
+        try:
+            reply = self.client.execute_command("BLPOP", self.keys.refresh_requests(self.worker_id), wait_seconds)
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "waiting for requests") from exc
+        if reply is None:
+            return None
+        try:
+            request = json.loads(reply[1])
+        except ValueError:
+            return None
+        return request if isinstance(request, dict) else None
+
+    def answer(self, request_id: str, answer: dict[str, Any]) -> None:
+        """Answer a request."""
+        key = self.keys.refresh_answers(request_id)
+        try:
+            pipeline = self.client.pipeline(transaction=True)
+            pipeline.rpush(key, json.dumps(answer))
+            pipeline.pexpire(key, REQUEST_TTL_MS)
+            pipeline.execute()
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "answering a request") from exc
