@@ -1,0 +1,37 @@
+#!/bin/sh
+# Installs what the tests on real X2Go servers need, where it is missing (Debian, Ubuntu; as root).
+set -eu
+
+packages="x2goserver openssh-server openssh-client python3-x2go sqlite3 x11-utils x11-xserver-utils xauth xvfb
+sudo util-linux iproute2 perl"
+
+missing=""
+for package in $packages; do
+    state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || :)
+    [ "$state" = installed ] || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+    echo "setup.sh: run as root to install:$missing" >&2
+    exit 1
+fi
+
+# The tests start their own servers: nothing that is installed here may start by itself.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+
+log=$(mktemp)
+export DEBIAN_FRONTEND=noninteractive
+# shellcheck disable=SC2086
+if ! { apt-get update -q && apt-get install -y -q --no-install-recommends $missing; } </dev/null >"$log" 2>&1; then
+    tail -n 40 "$log" >&2
+    echo "setup.sh: could not install:$missing (full log: $log)" >&2
+    exit 1
+fi
+rm -f "$log"
+echo "setup.sh: installed:$missing"
