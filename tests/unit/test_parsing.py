@@ -141,6 +141,11 @@ def test_a_teki_port_that_is_no_integer_is_minus_one(column: str, text: str) -> 
     assert getattr(only_row(row_with(**{column: text})), column) == -1
 
 
+def test_a_teki_port_that_is_no_integer_leaves_the_other() -> None:
+    assert only_row(row_with(tekictrl_port="0", tekidata_port="x")).tekictrl_port == 0
+    assert only_row(row_with(tekictrl_port="x", tekidata_port=" 7")).tekidata_port == 7
+
+
 @pytest.mark.parametrize("text", ["", "x", "9" * 5000])
 def test_an_age_that_is_no_integer_is_none(text: str) -> None:
     assert only_row(row_with(age_seconds=text)).age_seconds is None
@@ -273,6 +278,7 @@ def test_strip_age_never_makes_a_row_equal_to_a_line_that_is_none() -> None:
 
 
 @given(st.lists(st.text(alphabet="|x\r\x00é", max_size=30).filter(lambda text: text.count("|") < 13), max_size=6))
+@example(["|" * 12 + "2728", "x"])
 def test_strip_age_leaves_lines_that_are_no_rows(lines: list[str]) -> None:
     stdout = "\n".join(lines).encode()
     assert strip_age(stdout) == stdout
