@@ -1,0 +1,404 @@
+"""inventory: fleet.toml -> a validated Fleet; every error says file, line, key, reason and mend.
+
+A target is one SSH login that is polled. A server of scope ``server`` is one target, named by its id; a profile or
+server of scope ``user`` makes targets ``user@server``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from x2gofleet.errors import InventoryError
+from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
+from x2gofleet.keys import is_server_id, is_username, target_id
+from x2gofleet.kinds import Kind
+from x2gofleet_workers.ssh import Endpoint
+
+Scope = Literal["server", "user"]
+
+CONDITIONAL_SESSIONS_SECONDS = 2.0
+PLAIN_SESSIONS_SECONDS = 5.0
+MIN_TTL_SECONDS = 15.0
+DEFAULT_DEADLINE_SECONDS = 10.0
+_DEFAULT_INTERVALS = {Kind.LOAD: 5.0, Kind.MOUNTS: 60.0}
+_USER_DESKTOPS_SECONDS = 30.0
+
+_LOGIN_KEYS = ("user", "port", "key_file", "known_hosts", "scope", "command", "deadline")
+_SERVER_KEYS = (*_LOGIN_KEYS, "host", "hostname", "labels", "weight", "drain")
+_PROFILE_KEYS = ("servers", "labels", "user", "key_file")
+_TABLES = ("defaults", "intervals", "ttls", "servers", "profiles")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server of the inventory; ``hostname`` is the name its session rows carry, "" where any will do."""
+
+    id: str
+    host: str
+    port: int
+    hostname: str
+    labels: tuple[str, ...]
+    weight: float
+    drain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One SSH login that is polled; intervals and ttls in seconds, an interval of 0 switches a kind off."""
+
+    id: str
+    server: str
+    scope: Scope
+    endpoint: Endpoint
+    command: str
+    hostname: str
+    deadline_seconds: float
+    intervals: Mapping[Kind, float]
+    ttls: Mapping[Kind, float]
+    sessions_interval_chosen: bool
+
+    @property
+    def username(self) -> str | None:
+        """The one user whose sessions are listed, None in scope ``server``."""
+        return self.endpoint.user if self.scope == "user" else None
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """A validated inventory."""
+
+    path: str
+    servers: Mapping[str, Server]
+    targets: Mapping[str, Target]
+    profiles: Mapping[str, tuple[str, ...]]
+
+    def published(self) -> PublishedFleet:
+        """Return what readers need of it; the version is a digest of the content."""
+        fleet = PublishedFleet(
+            {
+                server.id: PublishedServer(
+                    server.id, server.hostname or server.id, server.labels, server.weight, server.drain
+                )
+                for server in self.servers.values()
+            },
+            {
+                target.id: PublishedTarget(
+                    target.id, target.server, target.scope, target.username, frozenset(polled_kinds(target))
+                )
+                for target in self.targets.values()
+            },
+            self.profiles,
+        )
+        return PublishedFleet(fleet.servers, fleet.targets, fleet.profiles, fleet.digest())
+
+
+def polled_kinds(target: Target) -> tuple[Kind, ...]:
+    """Return the kinds that a target is polled for by itself."""
+    return tuple(kind for kind in Kind if target.intervals[kind] > 0)
+
+
+def load_inventory(path: str | Path) -> Fleet:
+    """Read and validate fleet.toml; raises InventoryError."""
+    name = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InventoryError(
+            name, "there is no such file", mend="give one by --inventory; docs/inventory.md shows an example"
+        ) from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InventoryError(name, f"it can't be read: {exc}") from exc
+    return parse_inventory(text, name)
+
+
+def parse_inventory(text: str, path: str = "fleet.toml") -> Fleet:
+    """Validate the text of a fleet.toml; relative paths in it are relative to ``path``'s folder."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        line = re.search(r"at line (\d+)", str(exc))
+        reason = re.sub(r" \(at (line .*|end of document)\)", "", str(exc))
+        where = int(line[1]) if line else text.count("\n") + 1
+        raise InventoryError(path, f"it is no TOML: {reason}", line=where, mend="see https://toml.io") from exc
+    return _Reader(text, path).fleet(raw)
+
+
+class _Reader:
+    """Validates one document; knows where in the text each key stands."""
+
+    def __init__(self, text: str, path: str) -> None:
+        self._lines = text.splitlines()
+        self._path = path
+
+    def fleet(self, raw: dict[str, Any]) -> Fleet:
+        if "import" in raw:
+            self._fail(("import",), "", "importing profiles is not part of this version", "list servers and profiles")
+        self._known((), raw, _TABLES)
+        for name in raw:
+            self._table((), raw, name)
+        defaults = self._table((), raw, "defaults")
+        self._known(("defaults",), defaults, _LOGIN_KEYS)
+        intervals, ttls = self._seconds(raw, "intervals"), self._seconds(raw, "ttls")
+        tables = self._table((), raw, "servers")
+        if not tables:
+            self._fail(("servers",), "", "there is no server", 'add one: [servers.ts01] with host = "10.0.0.1"')
+        servers: dict[str, Server] = {}
+        logins: dict[str, dict[str, Any]] = {}
+        targets: dict[str, Target] = {}
+        by_server: dict[str, str] = {}
+        for name in tables:
+            table = self._table(("servers",), tables, name)
+            servers[name] = self._server(name, table, defaults)
+            logins[name] = {**defaults, **table}
+            self._twin(name, servers)
+            if self._scope(("servers", name), logins[name]) == "user":
+                user = self._user(("servers", name), logins[name])
+                target = self._target(("servers", name), servers[name], logins[name], "user", user, intervals, ttls)
+            else:
+                user = self._user(("servers", name), logins[name])
+                target = self._target(("servers", name), servers[name], logins[name], "server", user, intervals, ttls)
+            targets[target.id] = target
+            by_server[name] = target.id
+        profiles: dict[str, tuple[str, ...]] = {}
+        profile_tables = self._table((), raw, "profiles")
+        for name in profile_tables:
+            table = self._table(("profiles",), profile_tables, name)
+            chosen = self._profile_servers(name, table, servers)
+            if "user" not in table:
+                if "key_file" in table:
+                    self._fail(("profiles", name), "key_file", "a key_file needs a user", "say whose key it is")
+                profiles[name] = tuple(by_server[server] for server in chosen)
+                continue
+            ids = []
+            for server in chosen:
+                login = {**logins[server], **{key: table[key] for key in ("user", "key_file") if key in table}}
+                user = self._user(("profiles", name), login)
+                target = self._target(("profiles", name), servers[server], login, "user", user, intervals, ttls)
+                twin = targets.get(target.id)
+                if twin is not None and twin.endpoint != target.endpoint:
+                    reason = f"{target.id} is polled with another key_file already ({twin.endpoint.key_file})"
+                    self._fail(("profiles", name), "key_file", reason, "use one key for one user on one server")
+                targets.setdefault(target.id, target)
+                ids.append(target.id)
+            profiles[name] = tuple(ids)
+        used = {target for ids in profiles.values() for target in ids}
+        servers_only_for_users = {
+            target.id
+            for target in targets.values()
+            if target.scope == "server" and target.id not in used and self._only_user_profiles(target.server, targets)
+        }
+        kept = {name: target for name, target in targets.items() if name not in servers_only_for_users}
+        return Fleet(self._path, servers, kept, profiles)
+
+    def _only_user_profiles(self, server: str, targets: Mapping[str, Target]) -> bool:
+        return any(target.server == server and target.scope == "user" for target in targets.values())
+
+    def _server(self, name: str, table: dict[str, Any], defaults: dict[str, Any]) -> Server:
+        where = ("servers", name)
+        if not is_server_id(name):
+            self._fail(where, "", f"{name!r} is no server id", "use letters, digits, '.', '_' and '-'")
+        self._known(where, table, _SERVER_KEYS)
+        if "host" not in table:
+            self._fail(where, "", "host is missing", 'say where the server is: host = "10.0.0.1"')
+        port = {**defaults, **table}.get("port", 22)
+        if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
+            self._fail(
+                self._owner(where, table, "port"), "port", f"{port!r} is no port", "use a number from 1 to 65535"
+            )
+        weight = table.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1000:
+            self._fail(where, "weight", f"{weight!r} is no weight", "use a number above 0, 1.0 is normal")
+        drain = table.get("drain", False)
+        if not isinstance(drain, bool):
+            self._fail(where, "drain", f"{drain!r} is neither true nor false", "write true or false without quotes")
+        hostname = self._text(where, table, "hostname") if "hostname" in table else ""
+        return Server(
+            name,
+            self._text(where, table, "host"),
+            port,
+            hostname,
+            self._texts(where, table, "labels"),
+            float(weight),
+            drain,
+        )
+
+    def _twin(self, name: str, servers: Mapping[str, Server]) -> None:
+        server = servers[name]
+        for other in servers.values():
+            if other.id != name and (other.host, other.port) == (server.host, server.port):
+                reason = f"{other.id} has the address {server.host} port {server.port} too"
+                self._fail(("servers", name), "host", reason, "give each server its own address")
+
+    def _target(
+        self,
+        where: tuple[str, ...],
+        server: Server,
+        login: dict[str, Any],
+        scope: Scope,
+        user: str,
+        intervals: Mapping[Kind, float],
+        ttls: Mapping[Kind, float],
+    ) -> Target:
+        paths = {}
+        for key in ("key_file", "known_hosts"):
+            if key not in login:
+                self._fail(
+                    where, "", f"{key} is missing", f'set it here or in [defaults]: {key} = "/etc/x2gofleet/..."'
+                )
+            value = self._text(self._owner(where, login, key), login, key)
+            paths[key] = str((Path(self._path).parent / Path(value).expanduser()).absolute())
+        command = login.get("command", "auto")
+        if command not in ("auto", "wrapper"):
+            owner = self._owner(where, login, "command")
+            self._fail(owner, "command", f"{command!r} is no way to run the probe", 'use "auto" or "wrapper"')
+        deadline = login.get("deadline", DEFAULT_DEADLINE_SECONDS)
+        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 1 <= deadline <= 300:
+            owner = self._owner(where, login, "deadline")
+            self._fail(owner, "deadline", f"{deadline!r} is no deadline", "use seconds from 1 to 300, 10 is normal")
+        chosen = _intervals(intervals, scope)
+        return Target(
+            target_id(server.id, user if scope == "user" else None),
+            server.id,
+            scope,
+            Endpoint(server.host, server.port, user, paths["key_file"], paths["known_hosts"]),
+            command,
+            server.hostname,
+            float(deadline),
+            chosen,
+            self._ttls(ttls, chosen),
+            Kind.SESSIONS in intervals,
+        )
+
+    def _ttls(self, ttls: Mapping[Kind, float], intervals: Mapping[Kind, float]) -> dict[Kind, float]:
+        found = {}
+        for kind, interval in intervals.items():
+            # A kind that is only polled on request is kept as long as one that is polled twice a minute.
+            found[kind] = ttls.get(kind, max(MIN_TTL_SECONDS, 3 * (interval or _USER_DESKTOPS_SECONDS)))
+            if found[kind] <= interval:
+                reason = f"{found[kind]:g} s is not longer than the interval of {interval:g} s"
+                self._fail(("ttls",), kind.value, reason, "a snapshot must outlive the next poll: use 3 times as long")
+        return found
+
+    def _seconds(self, raw: dict[str, Any], name: str) -> dict[Kind, float]:
+        table = self._table((), raw, name)
+        self._known((name,), table, [kind.value for kind in Kind])
+        found = {}
+        for key, value in table.items():
+            low, high = (0, 86400) if name == "intervals" else (1, 7 * 86400)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                self._fail((name,), key, f"{value!r} is no number of seconds", f"use a number from {low} to {high}")
+            if name == "intervals" and 0 < value < 0.1:
+                self._fail((name,), key, f"{value!r} is too short", "use 0.1 s or more, or 0 to switch the kind off")
+            found[Kind(key)] = float(value)
+        return found
+
+    def _profile_servers(self, name: str, table: dict[str, Any], servers: Mapping[str, Server]) -> list[str]:
+        where = ("profiles", name)
+        self._known(where, table, _PROFILE_KEYS)
+        if ("servers" in table) == ("labels" in table):
+            self._fail(where, "", "give one of servers and labels", 'for example servers = ["ts01"]')
+        if "servers" in table:
+            chosen = list(self._texts(where, table, "servers"))
+            for server in chosen:
+                if server not in servers:
+                    self._fail(where, "servers", f"there is no server {server!r}", _nearest(server, servers))
+            if len(set(chosen)) != len(chosen):
+                self._fail(where, "servers", "a server is named twice", "name each once")
+        else:
+            labels = set(self._texts(where, table, "labels"))
+            chosen = [server.id for server in servers.values() if labels & set(server.labels)]
+        if not chosen:
+            key = "servers" if "servers" in table else "labels"
+            self._fail(where, key, "the profile has no server", "name at least one, or a label that a server has")
+        return chosen
+
+    def _scope(self, where: tuple[str, ...], login: dict[str, Any]) -> str:
+        scope = login.get("scope", "server")
+        if scope not in ("server", "user"):
+            self._fail(self._owner(where, login, "scope"), "scope", f"{scope!r} is no scope", 'use "server" or "user"')
+        return cast(str, scope)
+
+    def _user(self, where: tuple[str, ...], login: dict[str, Any]) -> str:
+        if "user" not in login:
+            self._fail(where, "", "user is missing", 'say as whom to log in, here or in [defaults]: user = "root"')
+        user = self._text(self._owner(where, login, "user"), login, "user")
+        if not is_username(user):
+            owner = self._owner(where, login, "user")
+            self._fail(owner, "user", f"{user!r} is no user name", "use letters, digits, '.', '_', '-' and '@'")
+        return user
+
+    def _owner(self, where: tuple[str, ...], table: dict[str, Any], key: str) -> tuple[str, ...]:
+        """Return the table that a merged value stands in."""
+        return where if self._line(where, key) is not None else ("defaults",)
+
+    def _table(self, where: tuple[str, ...], raw: dict[str, Any], name: str) -> dict[str, Any]:
+        value = raw.get(name, {})
+        if not isinstance(value, dict):
+            path = ".".join((*where, name))
+            self._fail(where, name, f"{name} is no table", f"write it as [{path}]")
+        return cast(dict[str, Any], value)
+
+    def _text(self, where: tuple[str, ...], table: dict[str, Any], key: str) -> str:
+        value = table[key]
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            self._fail(where, key, f"{value!r} is no text", "write it in quotes")
+        return cast(str, value).strip()
+
+    def _texts(self, where: tuple[str, ...], table: dict[str, Any], key: str) -> tuple[str, ...]:
+        value = table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+            self._fail(where, key, f"{value!r} is no list of texts", f'for example {key} = ["mate"]')
+        return tuple(value)
+
+    def _known(self, where: tuple[str, ...], table: dict[str, Any], known: Iterable[str]) -> None:
+        names = list(known)
+        for key in table:
+            if key not in names:
+                self._fail(where, key, f"{key!r} is no setting here", _nearest(key, names))
+
+    def _line(self, where: tuple[str, ...], key: str) -> int | None:
+        """Return the line of a key, or of its table's header where ``key`` is empty."""
+        current: tuple[str, ...] = ()
+        for number, line in enumerate(self._lines, 1):
+            header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line)
+            if header:
+                current = tuple(
+                    part.strip().strip("\"'") for part in re.findall(r'"[^"]*"|\'[^\']*\'|[^.]+', header[1])
+                )
+                if current == where and not key:
+                    return number
+                if key and current == (*where, key):
+                    return number
+            elif key and current == where and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
+                return number
+        return None
+
+    def _fail(self, where: tuple[str, ...], key: str, reason: str, mend: str) -> None:
+        name = ".".join((*where, key) if key else where)
+        line = self._line(where, key) or (self._line(where, "") if where else None)
+        raise InventoryError(self._path, reason, line=line, key=name, mend=mend)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(names)}" if names else "there are none"
+
+
+def _intervals(chosen: Mapping[Kind, float], scope: Scope) -> dict[Kind, float]:
+    by_scope = {
+        Kind.SESSIONS: CONDITIONAL_SESSIONS_SECONDS if scope == "server" else PLAIN_SESSIONS_SECONDS,
+        Kind.DESKTOPS: 0.0 if scope == "server" else _USER_DESKTOPS_SECONDS,
+    }
+    found = {kind: chosen.get(kind, {**_DEFAULT_INTERVALS, **by_scope}[kind]) for kind in Kind}
+    if scope == "user":
+        found[Kind.LOAD] = 0.0
+    return found
