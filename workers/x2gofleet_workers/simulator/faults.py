@@ -1,0 +1,87 @@
+"""What can be wrong with a simulated server, switched on and off while it runs."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+
+_GARBAGE_BYTES = 512
+
+
+class FaultKind(StrEnum):
+    """One way of being broken."""
+
+    HANG = "hang"
+    """Accepts TCP and SSH, starts the probe, never answers a poll or a command; polled channels stay stuck."""
+    TARPIT = "tarpit"
+    """Accepts TCP and never sends a banner; with a number, a byte every so many seconds."""
+    GARBAGE = "garbage"
+    """Answers with random bytes and broken frames."""
+    NOT_SSH = "not-ssh"
+    """Speaks HTTP where the SSH banner belongs."""
+    EMPTY = "empty"
+    """Lists nothing with exit status 0, as a login without the right does; a root login answers as nobody."""
+    DEAD = "dead"
+    """Refuses TCP connections; existing ones break."""
+    SLOW = "slow"
+    """Takes that many seconds for each answer."""
+    AUTH = "auth"
+    """Refuses every key."""
+    HOSTKEY = "hostkey"
+    """Shows another host key than the known one."""
+
+
+_WITH_SECONDS = {FaultKind.SLOW: True, FaultKind.TARPIT: False}
+"""Faults that take seconds, and whether they must."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A kind of fault and, for slow and tarpit, its seconds."""
+
+    kind: FaultKind
+    seconds: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        """Return the fault written as ``KIND`` or ``KIND=SECONDS``; ValueError says what is wrong."""
+        name, separator, number = text.partition("=")
+        try:
+            kind = FaultKind(name)
+        except ValueError:
+            known = ", ".join(kind.value for kind in FaultKind)
+            raise ValueError(f"unknown fault {name!r}; known: {known}") from None
+        if not separator:
+            if _WITH_SECONDS.get(kind, False):
+                raise ValueError(f"{kind} needs its seconds, as in {kind}=2")
+            return cls(kind)
+        if kind not in _WITH_SECONDS:
+            raise ValueError(f"{kind} takes no value, got {number!r}")
+        try:
+            seconds = float(number)
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds < float("inf"):
+            raise ValueError(f"{kind} needs a positive number of seconds, got {number!r}")
+        return cls(kind, seconds)
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.seconds:g}" if self.seconds else str(self.kind)
+
+
+def garbage(boundary: str, turn: int, draw: random.Random) -> bytes:
+    """Return an answer to a poll that no reader may believe; ``turn`` goes through five ways of being wrong."""
+    noise = draw.randbytes(_GARBAGE_BYTES)
+    other = f"{draw.getrandbits(128):032x}"
+    return (
+        noise + b"\n",
+        f"{other} begin sessions backend=sqlite sig=1\n\n{other} end sessions 0\n{other} done uid=0\n".encode(),
+        f"{boundary} begin sessions backend=sqlite sig=1\n{boundary} records before\n".encode()
+        + noise
+        + f"\n{boundary} done uid=0 host=nowhere\n".encode(),
+        f"{boundary} begin sessions backend=sqlite sig=1\n{boundary} records before\n{boundary} rec zz|6|\n"
+        f"{boundary} listing\n\n{boundary} listed ok\n{boundary} records after\n\n{boundary} end sessions zero\n"
+        f"{boundary} done\n".encode(),
+        f"{boundary} same sessions sig={draw.getrandbits(64)}\n{boundary} same\n{boundary} done uid= host=\n".encode(),
+    )[turn % 5]
