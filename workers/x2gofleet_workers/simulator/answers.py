@@ -44,7 +44,6 @@ class ProbeAnswers:
             draw,
         )
         self._issued = 0
-        self._turn = 0
         self._same_request = b""
         self._same_answer = (b"", b"")
         self._done = self._done_line(login)
@@ -63,8 +62,8 @@ class ProbeAnswers:
             return self._error(line, b"expected: poll BOUNDARY server|user TIMEOUT_S SECTION...")
         boundary, scope, _, tail = request.groups()
         if fault is not None and fault.kind is FaultKind.GARBAGE:
-            self._turn += 1
-            return garbage(boundary.decode(), self._turn - 1, self._draw)
+            self._counters.garbage_answers += 1
+            return garbage(boundary.decode(), self._counters.garbage_answers, self._draw)
         # The unchanged poll is nearly every poll of a load test: nothing is built that was built before.
         if tail == self._same_request and self._issued == self._model.revision and fault is None and scope == b"server":
             self._counters.same_answers += 1

@@ -20,6 +20,7 @@ class Counters:
     full_listings: int = 0
     same_answers: int = 0
     error_answers: int = 0
+    garbage_answers: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
     running_polls: int = 0

@@ -386,7 +386,9 @@ class _BelowSsh(asyncio.Protocol):
     """A connection that never gets to SSH: a tarpit, or a server of another protocol."""
 
     def __init__(self, server: SimulatedServer) -> None:
-        self._server, self._fault = server, server.fault
+        self._server = server
+        self._is_tarpit = server.fault is not None and server.fault.kind is FaultKind.TARPIT
+        self._seconds = server.fault.seconds if server.fault is not None else 0.0
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._dripped = 0
@@ -395,10 +397,9 @@ class _BelowSsh(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._server.transport_opened(transport)
-        if self._fault is None or self._fault.kind is FaultKind.NOT_SSH:
+        if not self._is_tarpit:
             transport.write(_NOT_SSH)
-            transport.close()
-        elif self._fault.seconds:
+        elif self._seconds:
             self._drip()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -407,9 +408,13 @@ class _BelowSsh(asyncio.Protocol):
         if self._transport is not None:
             self._server.transport_closed(self._transport)
 
+    def data_received(self, data: bytes) -> None:
+        # Closed only now: a close with the client's banner unread would reset the connection and lose the answer.
+        if self._transport is not None and not self._is_tarpit:
+            self._transport.close()
+
     def _drip(self) -> None:
         assert self._transport is not None
-        assert self._fault is not None
         self._dripped += 1
         self._transport.write(b"\n" if self._dripped % _TARPIT_LINE_BYTES == 0 else b"x")
-        self._timer = asyncio.get_running_loop().call_later(self._fault.seconds, self._drip)
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._drip)
