@@ -172,6 +172,12 @@ def test_session_list_is_an_immutable_mapping() -> None:
     assert sessions[STARTING.name] is STARTING
     assert len(sessions) == 2
     assert sessions.get("nobody") is None
+    assert list(sessions.keys()) == list(sessions)
+    assert list(sessions.values()) == [session(), STARTING]
+    assert list(sessions.items()) == [(session().name, session()), (STARTING.name, STARTING)]
+    for view in (sessions.keys(), sessions.values(), sessions.items()):
+        with pytest.raises(TypeError):
+            view.mapping["x"] = session()  # type: ignore[union-attr]
     with pytest.raises(KeyError):
         sessions["nobody"]
     with pytest.raises(TypeError):
