@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -20,12 +20,16 @@ import redis
 
 from x2gofleet.connection import unavailable
 from x2gofleet.fleet import PublishedFleet
-from x2gofleet.keys import Keys
+from x2gofleet.keys import Keys, server_of
 from x2gofleet.kinds import Kind
 from x2gofleet.snapshot import SCHEMA_VERSION
 
 FLEET_TTL_MS = 24 * 3600 * 1000
 REQUEST_TTL_MS = 60 * 1000
+
+
+def _escape_glob(text: str) -> str:
+    return "".join(f"\\{char}" if char in "*?[]\\" else char for char in text)
 
 
 class Outcome(StrEnum):
@@ -260,6 +264,22 @@ class Store:
         except (redis.exceptions.RedisError, OSError) as exc:
             raise unavailable(exc, "dropping removed targets") from exc
         return dropped
+
+    def drop_orphans(self, known: Collection[str]) -> int:
+        """Delete the snapshots and states of targets that are not ``known``; return how many keys.
+
+        A user's target on a known server (``alice@ts01``) is known with it.
+        """
+        prefix = f"{self.keys.namespace}:{{"
+        orphans: set[str] = set()
+        try:
+            for key in self.client.scan_iter(match=f"{_escape_glob(prefix)}*", count=500):
+                target = key.decode("utf-8", "replace").removeprefix(prefix).partition("}")[0]
+                if target not in known and server_of(target) not in known:
+                    orphans.add(target)
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "looking for removed targets") from exc
+        return self.drop_targets(orphans)
 
     def heartbeat(self, facts: dict[str, str | int | float], *, ttl_ms: int) -> tuple[str, ...]:
         """Say that this worker is alive; return the ids of all live workers, this one included."""

@@ -177,7 +177,8 @@ class _Reader:
                 continue
             ids = []
             for server in chosen:
-                login = {**logins[server], **{key: table[key] for key in ("user", "key_file") if key in table}}
+                login = dict(logins[server])
+                login.update((key, table[key]) for key in ("user", "key_file") if key in table)
                 user = self._user(("profiles", name), login)
                 target = self._target(("profiles", name), servers[server], login, "user", user, intervals, ttls)
                 twin = targets.get(target.id)
@@ -394,11 +395,11 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _intervals(chosen: Mapping[Kind, float], scope: Scope) -> dict[Kind, float]:
-    by_scope = {
+    by_scope: dict[Kind, float] = {
         Kind.SESSIONS: CONDITIONAL_SESSIONS_SECONDS if scope == "server" else PLAIN_SESSIONS_SECONDS,
         Kind.DESKTOPS: 0.0 if scope == "server" else _USER_DESKTOPS_SECONDS,
     }
-    found = {kind: chosen.get(kind, {**_DEFAULT_INTERVALS, **by_scope}[kind]) for kind in Kind}
+    found: dict[Kind, float] = {**_DEFAULT_INTERVALS, **by_scope, **chosen}
     if scope == "user":
         found[Kind.LOAD] = 0.0
     return found

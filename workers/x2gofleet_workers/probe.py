@@ -19,6 +19,7 @@ from x2gofleet.kinds import Kind
 
 PROTOCOL_VERSION = "1"
 PROBE_NAME = "x2gofleet-probe"
+PROBE_LIFE_SECONDS = 7200
 MAX_NOISE_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 UNKNOWN_SIGNATURE = "-"
@@ -38,7 +39,7 @@ def start_command(command: str, *, as_root: bool) -> str:
     if command == "wrapper":
         return PROBE_NAME
     sudo = "sudo -n " if as_root else ""
-    return f"exec {sudo}sh -c {shlex.quote(probe_text())} {PROBE_NAME}"
+    return f"exec {sudo}timeout -k 5 {PROBE_LIFE_SECONDS} sh -c {shlex.quote(probe_text())} {PROBE_NAME}"
 
 
 @dataclass(frozen=True, slots=True)

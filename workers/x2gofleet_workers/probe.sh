@@ -108,14 +108,16 @@ section_sessions() {
   if [ "$engine" = sqlite ]; then
     serial=$((serial + 1)) pending=$now
     pending_id=$serial
-    printf '%s begin sessions backend=sqlite sig=%s\n' "$mark" "$serial"
+    read -r host </proc/sys/kernel/hostname
+    printf '%s begin sessions backend=sqlite sig=%s host=%s\n' "$mark" "$serial" "$host"
     limited perl -e "$records" "$mark" "$database" sessions x2golistsessions_root
     printf '\n%s end sessions %s\n' "$mark" $?
     return
   fi
   # Without a session database to check against, an empty list is believed only where the query by itself succeeds:
   # x2golistsessions_root hides its exit status.
-  printf '%s begin sessions backend=%s sig=-\n' "$mark" "${engine:-unknown}"
+  read -r host </proc/sys/kernel/hostname
+  printf '%s begin sessions backend=%s sig=- host=%s\n' "$mark" "${engine:-unknown}" "$host"
   listing=$(limited x2golistsessions_root)
   status=$?
   printf '%s\n' "$listing"

@@ -229,6 +229,7 @@ class ProbeChannel:
         self._stderr = b""
         self.hello = Hello(-1, "", "")
         self.requests = 0
+        self.idle = True
 
     def read_hello(self, deadline: Deadline) -> None:
         """Read up to the greeting; what shells print before it is noise."""
@@ -277,6 +278,7 @@ class ProbeChannel:
         Raises DeadlineExceeded, ConnectionLost and NotProven; then the channel can't be used any more.
         """
         self.requests += 1
+        self.idle = False
         self._stderr = b""
         answer = Answer(request.mark)
         try:
@@ -296,6 +298,7 @@ class ProbeChannel:
                         self._drain_stderr()
                         yield section, answer
                     data = b""
+                self.idle = True
         except (paramiko.SSHException, EOFError, OSError) as exc:
             if deadline.passed():
                 raise deadline.exceeded() from exc

@@ -1,0 +1,166 @@
+"""cli: the command ``x2gofleet-worker``: run, check, simulate, demo, probe."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib import metadata
+
+from x2gofleet.connection import client_from_url, redact_url, url_from_environment
+from x2gofleet.errors import FleetError, InventoryError
+from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
+from x2gofleet_workers.check import check_fleet
+from x2gofleet_workers.embedded import EmbeddedValkey
+from x2gofleet_workers.inventory import Fleet, load_inventory
+from x2gofleet_workers.probe import probe_text
+from x2gofleet_workers.simulator import command as simulate_command
+from x2gofleet_workers.worker import Worker, WorkerSettings
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+_EPILOG = """\
+exit status:
+  0  it did what was asked
+  1  a target failed (check), or something could not be started
+  2  wrong usage, or an inventory that can't be used
+
+examples:
+  x2gofleet-worker demo
+  x2gofleet-worker check --inventory fleet.toml
+  x2gofleet-worker run --inventory fleet.toml --redis-url redis://127.0.0.1:6379/0
+  x2gofleet-worker run --inventory fleet.toml --embedded
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="x2gofleet-worker",
+        description="Polls the X2Go servers of a fleet over SSH and writes what they list to Redis.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"x2gofleet {metadata.version('x2gofleet')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="poll a fleet until stopped (SIGTERM, Ctrl-C)")
+    _add_inventory(run)
+    place = run.add_mutually_exclusive_group()
+    place.add_argument("--redis-url", help="redis://HOST:PORT/DB or unix:///PATH (default: X2GOFLEET_REDIS_URL, or "
+                       "redis://127.0.0.1:6379/0)")
+    place.add_argument("--embedded", action="store_true", help="start a Valkey of its own on a unix socket, for one host")
+    run.add_argument("--namespace", default=os.environ.get("X2GOFLEET_NAMESPACE") or DEFAULT_NAMESPACE,
+                     help="prefix of all keys (default: X2GOFLEET_NAMESPACE, or x2gofleet)")
+    run.add_argument("--worker-id", default="", help="a name for this worker (default: host name and process id)")
+    run.add_argument("--verbose", action="store_true", help="log more")
+    run.set_defaults(run=_run)
+
+    check = commands.add_parser("check", help="try every target once and say what is wrong")
+    _add_inventory(check)
+    check.set_defaults(run=_check)
+
+    demo = commands.add_parser("demo", help="a simulated fleet, a Valkey, two workers and the live view")
+    demo.add_argument("--servers", type=_positive, default=8, help="simulated servers (default: 8)")
+    demo.add_argument("--sessions", type=_positive, default=40, help="living sessions (default: 40)")
+    demo.add_argument("--seconds", type=float, help="end by itself after so long")
+    demo.set_defaults(run=_demo)
+
+    simulate_command.add_parser(commands)
+
+    probe = commands.add_parser("probe", help="print the probe, to install it on a server as a forced command")
+    probe.set_defaults(run=_probe)
+    return parser
+
+
+def _add_inventory(parser: argparse.ArgumentParser) -> None:
+    default = os.environ.get("X2GOFLEET_INVENTORY")
+    parser.add_argument("--inventory", metavar="FILE", default=default, required=default is None,
+                        help="fleet.toml (default: X2GOFLEET_INVENTORY)")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _check(args: argparse.Namespace) -> int:
+    return EXIT_FAILED if check_fleet(load_inventory(args.inventory)) else 0
+
+
+def _probe(args: argparse.Namespace) -> int:
+    sys.stdout.write(probe_text())
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from x2gofleet_workers.demo import run_demo
+
+    return run_demo(servers=args.servers, sessions=args.sessions, seconds=args.seconds)
+
+
+def _run(args: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=logging.DEBUG if args.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    fleet = load_inventory(args.inventory)
+    Keys(args.namespace)
+    with ExitStack() as stack:
+        if args.embedded:
+            url = stack.enter_context(EmbeddedValkey()).url
+            print(f"embedded Valkey: {url}\nread it with: x2gofleet --redis-url '{url}' status", flush=True)
+        else:
+            url = args.redis_url or url_from_environment()
+            client_from_url(url).close()
+        return _run_worker(fleet, WorkerSettings(url, args.namespace, args.worker_id))
+
+
+def _run_worker(fleet: Fleet, settings: WorkerSettings) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    worker = Worker(fleet, settings)
+    log = logging.getLogger("x2gofleet_workers")
+    log.info(
+        "worker %s: %d target(s) of %s to %s, namespace %s",
+        worker.id,
+        len(fleet.targets),
+        fleet.path,
+        redact_url(settings.redis_url),
+        settings.namespace,
+    )
+    worker.start()
+    stop.wait()
+    log.info("worker %s: stopping", worker.id)
+    worker.stop()
+    log.info("worker %s: stopped", worker.id)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except InventoryError as exc:
+        print(f"x2gofleet-worker: {exc}", file=sys.stderr)
+        status = EXIT_USAGE
+    except ValueError as exc:
+        print(f"x2gofleet-worker: {exc}", file=sys.stderr)
+        status = EXIT_USAGE
+    except FleetError as exc:
+        print(f"x2gofleet-worker: {exc}", file=sys.stderr)
+        status = EXIT_FAILED
+    except KeyboardInterrupt:
+        status = 130
+    sys.stdout.flush()
+    return status

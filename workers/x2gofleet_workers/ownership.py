@@ -1,0 +1,202 @@
+"""ownership: which targets this worker polls: membership, fair share, leases and their renewal.
+
+A worker writes about a target only under its lease (store.py). Leases are renewed by a thread and a connection of
+their own, so that slow polls can't lose them; a worker that can't renew stops polling before another may begin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from x2gofleet.errors import CacheUnavailable
+from x2gofleet.store import Lease, Store
+
+LEASE_TTL_SECONDS = 6.0
+TICK_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+def _score(target: str, worker: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{worker}\0{target}".encode(), digest_size=8).digest())
+
+
+def fair_share(targets: Iterable[str], workers: Sequence[str]) -> dict[str, str]:
+    """Return target -> worker: even shares of at most ceil(n/w) targets, of which a change of workers moves few.
+
+    Rendezvous hashing with a bound on each worker's load: targets are served in a fixed order, each by the worker
+    that scores highest for it among those with room (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded
+    Loads, 2016). Every worker computes the same answer from the same members.
+    """
+    members = sorted(set(workers))
+    if not members:
+        return {}
+    names = sorted(targets, key=lambda target: (_score(target, ""), target))
+    room = dict.fromkeys(members, math.ceil(len(names) / len(members)))
+    share: dict[str, str] = {}
+    for target in names:
+        chosen = max((worker for worker in members if room[worker]), key=lambda worker: _score(target, worker))
+        room[chosen] -= 1
+        share[target] = chosen
+    return share
+
+
+@dataclass(slots=True)
+class _Held:
+    lease: Lease
+    renewed: float
+
+
+class Ownership:
+    """Holds the leases of this worker's share, and tells when one comes or goes."""
+
+    def __init__(
+        self,
+        store: Store,
+        targets: Callable[[], Iterable[str]],
+        *,
+        facts: Callable[[], dict[str, str | int | float]],
+        gained: Callable[[str], None],
+        lost: Callable[[str], None],
+        ttl_seconds: float = LEASE_TTL_SECONDS,
+        tick_seconds: float = TICK_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._targets, self._facts = store, targets, facts
+        self._gained, self._lost = gained, lost
+        self._ttl, self._tick, self._monotonic = ttl_seconds, tick_seconds, monotonic
+        self._held: dict[str, _Held] = {}
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._unavailable = ""
+
+    @property
+    def ttl_ms(self) -> int:
+        """The leases' TTL in ms."""
+        return int(self._ttl * 1000)
+
+    def lease(self, target: str) -> Lease | None:
+        """Return the lease of a target while it surely holds: up to two thirds of its TTL after the last renewal."""
+        held = self._held.get(target)
+        if held is None or self._monotonic() - held.renewed > self._ttl * 2 / 3:
+            return None
+        return held.lease
+
+    def owned(self) -> tuple[str, ...]:
+        """Return the targets whose lease this worker holds."""
+        with self._lock:
+            return tuple(self._held)
+
+    def reacquire(self, target: str) -> Lease | None:
+        """Take a lease again that proved to be lost, where nobody else has it; None where somebody has."""
+        with self._lock:
+            before = self._monotonic()
+            taken = self._store.acquire(target, ttl_ms=self.ttl_ms)
+            if isinstance(taken, Lease):
+                self._held[target] = _Held(taken, before)
+                return taken
+        self._drop(target)
+        return None
+
+    def start(self) -> None:
+        """Begin to tick in a thread."""
+        self._thread = threading.Thread(target=self._run, name="x2gofleet-ownership", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop ticking, release all leases, leave the fleet. Never raises: what can't be released expires."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(self._ttl)
+        try:
+            for target in self.owned():
+                held = self._held.pop(target, None)
+                if held is not None:
+                    self._store.release(held.lease)
+            self._store.leave()
+        except CacheUnavailable as exc:
+            log.warning("leases could not be released, they expire in %g s: %s", self._ttl, exc)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            started = self._monotonic()
+            try:
+                self.tick()
+                if self._unavailable:
+                    log.info("Redis answers again")
+                    self._unavailable = ""
+            except CacheUnavailable as exc:
+                if not self._unavailable:
+                    log.error("Redis can't be used, leases can't be renewed: %s", exc)
+                self._unavailable = str(exc)
+                self._expire()
+            except Exception:
+                log.exception("the ownership tick failed")
+            self._stop.wait(max(0.05, self._tick - (self._monotonic() - started)))
+
+    def tick(self) -> None:
+        """Say that this worker lives, and bring the held leases in line with its share."""
+        members = self._store.heartbeat(self._facts(), ttl_ms=self.ttl_ms)
+        wanted = set(self._targets())
+        me = self._store.worker_id
+        mine = {target for target, worker in fair_share(wanted, members).items() if worker == me}
+        for target in self.owned():
+            if target not in mine:
+                self._give_back(target)
+        self._renew()
+        for target in sorted(mine):
+            if target not in self._held and not self._stop.is_set():
+                self._take(target)
+
+    def _take(self, target: str) -> None:
+        with self._lock:
+            before = self._monotonic()
+            taken = self._store.acquire(target, ttl_ms=self.ttl_ms)
+            if not isinstance(taken, Lease):
+                return
+            self._held[target] = _Held(taken, before)
+        self._gained(target)
+
+    def _give_back(self, target: str) -> None:
+        with self._lock:
+            held = self._held.pop(target, None)
+        if held is not None:
+            self._lost(target)
+            self._store.release(held.lease)
+
+    def _renew(self) -> None:
+        with self._lock:
+            now = self._monotonic()
+            due = [held for held in self._held.values() if now - held.renewed >= self._ttl / 3]
+            if not due:
+                return
+            still = self._store.renew([held.lease for held in due], ttl_ms=self.ttl_ms)
+            gone = []
+            for held, ok in zip(due, still, strict=True):
+                if ok:
+                    held.renewed = now
+                else:
+                    gone.append(held.lease.target)
+        for target in gone:
+            self._drop(target)
+
+    def _drop(self, target: str) -> None:
+        with self._lock:
+            held = self._held.pop(target, None)
+        if held is not None:
+            log.warning("%s: the lease is lost", target)
+            self._lost(target)
+
+    def _expire(self) -> None:
+        """Forget leases that have surely expired."""
+        now = self._monotonic()
+        for target, held in list(self._held.items()):
+            if now - held.renewed > self._ttl:
+                self._drop(target)

@@ -1,0 +1,500 @@
+"""polling: one target's polls: ask over the probe, prove, store or confirm, record what failed.
+
+Two lanes share a target's connection, each with a probe of its own: the quick one (sessions, load) owns the
+connection, the slow one (mounts, desktops) can't delay it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from x2gofleet.errors import CacheUnavailable, ConnectionLost, OutageError, PollError, SetupError
+from x2gofleet.keys import is_username, target_id
+from x2gofleet.kinds import Kind
+from x2gofleet.parsing import parse_sessions
+from x2gofleet.snapshot import digest_of
+from x2gofleet.store import Lease, Listing, Outcome, Store
+from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS, Target
+from x2gofleet_workers.ownership import Ownership
+from x2gofleet_workers.probe import UNKNOWN_SIGNATURE, Request, Section, start_command
+from x2gofleet_workers.proof import Proven, prove_desktops, prove_load, prove_mounts, prove_sessions
+from x2gofleet_workers.ssh import Deadline, ProbeChannel, SshConnection
+
+QUICK_KINDS = (Kind.SESSIONS, Kind.LOAD)
+SLOW_KINDS = (Kind.DESKTOPS, Kind.MOUNTS)
+RELIST_SECONDS = 60.0
+GOOD_STATE_TTL_MS = 3600 * 1000
+MAX_OUTAGE_BACKOFF_SECONDS = 30.0
+MAX_SETUP_BACKOFF_SECONDS = 600.0
+RECYCLE_SECONDS = 3600.0
+SLOW_DEADLINE_FACTOR = 3
+_EARLY = 0.25
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a target's polls came to."""
+
+    polls: int = 0
+    full_listings: int = 0
+    confirmed: int = 0
+    failed: int = 0
+    refused_writes: int = 0
+    connections: int = 0
+
+
+@dataclass(slots=True)
+class PollReport:
+    """What one poll did: which snapshots it stored, and what went wrong by kind."""
+
+    stored: list[tuple[str, Kind]] = field(default_factory=list)
+    errors: dict[Kind, str] = field(default_factory=dict)
+
+
+class NotOwner(Exception):
+    """This worker does not hold the target's lease."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """What the worker holds of the last stored listing: by it, a later "same" is confirmed."""
+
+    signature: str
+    digest: str
+    lease: Lease
+    listed: float
+    users: tuple[str, ...]
+
+
+class TargetPoller:
+    """Polls one target. Thread-safe: one poll at a time per lane."""
+
+    def __init__(
+        self,
+        target: Target,
+        store: Store,
+        ownership: Ownership,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),
+    ) -> None:
+        self.target, self.counters = target, Counters()
+        self._store, self._ownership = store, ownership
+        self._monotonic, self._jitter = monotonic, jitter
+        self._connection: SshConnection | None = None
+        self._connected_at = 0.0
+        self._connection_lock = threading.Lock()
+        self._quick = _Lane(self, QUICK_KINDS)
+        self._slow = _Lane(self, SLOW_KINDS)
+        self._closed = False
+        self._seq_lock = threading.Lock()
+        self._seq = 0
+        self.conditional = False
+        self.held: _Held | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a poll can be made without connecting first."""
+        connection = self._connection
+        return connection is not None and connection.alive and not self._worn()
+
+    def may_try(self) -> bool:
+        """Whether the back-off after a failure is over."""
+        return self._monotonic() >= self._quick.retry_at
+
+    def poll_quick(self) -> PollReport:
+        """Poll the quick kinds that are due."""
+        return self._quick.poll(self._quick.due())
+
+    def poll_slow(self) -> PollReport:
+        """Poll the slow kinds that are due, where there is a connection."""
+        kinds = self._slow.due() if self.connected else []
+        users: tuple[str, ...] = ()
+        if Kind.DESKTOPS in kinds and self.target.scope == "server":
+            users = self.held.users if self.held else ()
+            if not users:
+                kinds.remove(Kind.DESKTOPS)
+        return self._slow.poll(kinds, users=users)
+
+    def refresh(self, kinds: Sequence[Kind], username: str | None) -> PollReport:
+        """Poll ``kinds`` now, in full, whatever is due; desktops of ``username`` or of every user with a session."""
+        report = PollReport()
+        quick = [kind for kind in kinds if kind in QUICK_KINDS]
+        slow = [kind for kind in kinds if kind in SLOW_KINDS]
+        needs_users = Kind.DESKTOPS in slow and self.target.scope == "server" and username is None
+        if quick or not self.connected or (needs_users and self.held is None):
+            found = self._quick.poll(quick or [Kind.SESSIONS], force=True)
+            report.stored += [item for item in found.stored if item[1] in kinds]
+            report.errors.update(found.errors)
+        if slow and not report.errors:
+            users: tuple[str, ...] = ()
+            if Kind.DESKTOPS in slow and self.target.scope == "server":
+                users = (username,) if username else (self.held.users if self.held else ())
+            found = self._slow.poll(slow, force=True, users=users)
+            report.stored += found.stored
+            report.errors.update(found.errors)
+        return report
+
+    def discard(self) -> None:
+        """Drop what is cached of this target, and have the next poll list in full."""
+        lease = self._lease()
+        self.held = None
+        self._store.discard(lease, tuple(Kind))
+
+    def close(self) -> None:
+        """Cut the connection, and with it any running poll."""
+        self._closed = True
+        self.drop_connection()
+
+    def drop_connection(self) -> None:
+        """Close the connection; the next poll opens a new one."""
+        with self._connection_lock:
+            connection, self._connection = self._connection, None
+        self._quick.channel = self._slow.channel = None
+        if connection is not None:
+            connection.close()
+
+    def _worn(self) -> bool:
+        return self._monotonic() - self._connected_at > RECYCLE_SECONDS
+
+    def _lease(self) -> Lease:
+        lease = self._ownership.lease(self.target.id)
+        if lease is None:
+            raise NotOwner(self.target.id)
+        return lease
+
+    def next_seq(self) -> int:
+        """Return a number that grows with each write."""
+        with self._seq_lock:
+            self._seq += 1
+            return self._seq
+
+    def channel(self, lane: _Lane, deadline: Deadline) -> ProbeChannel:
+        """Return the lane's probe; the quick lane connects where there is no connection."""
+        if self._connection is not None and (self._worn() or not self._connection.alive) and lane is self._quick:
+            self.drop_connection()
+        if self._connection is None:
+            if lane is not self._quick:
+                raise ConnectionLost(f"there is no connection to {self.target.server} now")
+            connection = SshConnection.open(self.target.endpoint, deadline)
+            with self._connection_lock:
+                if self._closed:
+                    connection.close()
+                    raise ConnectionLost("this worker is stopping")
+                self._connection = connection
+                self._connected_at = self._monotonic() - random.uniform(0, RECYCLE_SECONDS / 4)
+            self.counters.connections += 1
+        if lane.channel is None:
+            as_root = self.target.scope == "server" and self.target.endpoint.user != "root"
+            lane.channel = self._connection.start_probe(start_command(self.target.command, as_root=as_root), deadline)
+        return lane.channel
+
+    def record_failure(self, lease: Lease, kinds: Iterable[Kind], exc: PollError, *, retry_seconds: float) -> None:
+        """Record a failure in Redis, for as long as the next try may take to come."""
+        self.counters.failed += 1
+        now_ms = self._store.clock.now_ms() or self._store.sync_clock()
+        lasting = retry_seconds + self.target.deadline_seconds * (1 + SLOW_DEADLINE_FACTOR) + 60
+        self._store.fail(
+            lease,
+            kinds,
+            failed_at_ms=now_ms,
+            state_ttl_ms=int(lasting * 1000),
+            error_class=type(exc).__name__,
+            error_text=str(exc),
+        )
+
+    def backoff(self, exc: PollError, failures: int) -> float:
+        """Return how many seconds to wait after the ``failures``-th failure in a row."""
+        interval = max(0.5, self.target.intervals[Kind.SESSIONS])
+        doublings = min(failures - 1, 10)
+        if isinstance(exc, SetupError):
+            delay = min(MAX_SETUP_BACKOFF_SECONDS, 10.0 * 2.0**doublings)
+        elif isinstance(exc, OutageError):
+            delay = min(MAX_OUTAGE_BACKOFF_SECONDS, interval * 2.0**doublings)
+        else:
+            delay = min(MAX_OUTAGE_BACKOFF_SECONDS, interval * failures)
+        return delay * self._jitter()
+
+    def judge(self, section: Section, mark: bytes, channel: ProbeChannel) -> Proven:
+        """Return what may be stored of a section; raises a PollError."""
+        target, stderr = self.target, channel.stderr_bytes
+        login = target.endpoint.user
+        uid, host = channel.hello.uid, section.attributes.get("host") or channel.hello.host
+        match section.kind:
+            case Kind.SESSIONS:
+                return prove_sessions(
+                    section,
+                    scope=target.scope,
+                    uid=uid,
+                    login=login,
+                    host=host,
+                    mark=mark,
+                    stderr=stderr,
+                    hostname=target.hostname,
+                )
+            case Kind.LOAD:
+                return prove_load(section, stderr=stderr)
+            case Kind.MOUNTS:
+                return prove_mounts(section, scope=target.scope, uid=uid, login=login, mark=mark, stderr=stderr)
+            case Kind.DESKTOPS:
+                return prove_desktops(section, stderr=stderr)
+
+
+class _Lane:
+    """One sequence of polls of a target, over one probe."""
+
+    def __init__(self, poller: TargetPoller, kinds: tuple[Kind, ...]) -> None:
+        self.channel: ProbeChannel | None = None
+        self._poller = poller
+        self._kinds = tuple(kind for kind in kinds if poller.target.intervals[kind] > 0)
+        self._lock = threading.Lock()
+        self._started: dict[Kind, float] = {}
+        self._quick = kinds == QUICK_KINDS
+        self._failures = 0
+        self._told = ""
+        self.retry_at = 0.0
+
+    def due(self) -> list[Kind]:
+        """Return the kinds whose interval has passed, nearly: a tick may come a little early."""
+        now = self._poller._monotonic()
+        return [
+            kind for kind in self._kinds if now - self._started.get(kind, -1e9) >= self._interval(kind) * (1 - _EARLY)
+        ]
+
+    def _interval(self, kind: Kind) -> float:
+        target = self._poller.target
+        interval = target.intervals[kind]
+        if kind is Kind.SESSIONS and not self._poller.conditional and not target.sessions_interval_chosen:
+            # The server can't tell what changed: each poll costs it a listing.
+            return max(interval, PLAIN_SESSIONS_SECONDS) if self._poller.held else interval
+        return interval
+
+    def poll(self, kinds: Sequence[Kind], *, force: bool = False, users: Sequence[str] = ()) -> PollReport:
+        """Ask for ``kinds`` once; what can't be asked now is in the report's errors."""
+        report = PollReport()
+        if not kinds:
+            return report
+        with self._lock:
+            now = self._poller._monotonic()
+            for kind in kinds:
+                self._started[kind] = now
+            try:
+                self._poll(list(kinds), report, force=force, users=users)
+            except NotOwner:
+                report.errors.update(dict.fromkeys(kinds, "this worker does not own the target any more"))
+            except CacheUnavailable as exc:
+                report.errors.update(dict.fromkeys(kinds, str(exc)))
+                log.debug("%s: %s", self._poller.target.id, exc)
+        return report
+
+    def _poll(self, kinds: list[Kind], report: PollReport, *, force: bool, users: Sequence[str]) -> None:
+        poller = self._poller
+        lease = poller._lease()
+        poller.counters.polls += 1
+        seconds = poller.target.deadline_seconds * (1 if self._quick else SLOW_DEADLINE_FACTOR)
+        deadline = Deadline(seconds)
+        try:
+            channel = poller.channel(self, deadline)
+            for _ in range(2):
+                again = self._ask(channel, kinds, lease, deadline, report, force=force, users=users)
+                if not again:
+                    break
+                # What is stored is not what this worker means (flushed, or another owner's): list in full at once.
+                kinds, force = again, True
+                lease = poller._lease()
+        except PollError as exc:
+            self._drop_broken()
+            if poller._closed:
+                return
+            report.errors.update(dict.fromkeys(kinds, str(exc)))
+            unreachable = [kind for kind in Kind if self._quick and poller.target.intervals[kind] > 0]
+            self._failed(lease, sorted({*kinds, *unreachable}), exc)
+        except (NotOwner, CacheUnavailable):
+            if self.channel is not None and not self.channel.idle:
+                self._drop_broken()
+            raise
+
+    def _failed(self, lease: Lease, kinds: Sequence[Kind], exc: PollError) -> None:
+        self._failures += 1
+        text = f"{type(exc).__name__}: {exc}"
+        if text != self._told:
+            log.warning("%s: %s", self._poller.target.id, text)
+            self._told = text
+        delay = self._poller.backoff(exc, self._failures)
+        self.retry_at = self._poller._monotonic() + delay
+        self._poller.record_failure(lease, kinds, exc, retry_seconds=delay)
+
+    def _succeeded(self) -> None:
+        self._failures, self.retry_at = 0, 0.0
+        if self._told:
+            log.info("%s: answers again", self._poller.target.id)
+            self._told = ""
+
+    def _drop_broken(self) -> None:
+        """Give up what can't be used after a broken conversation."""
+        if self._quick:
+            self._poller.drop_connection()
+            return
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            channel.close()
+
+    def _sections(self, kinds: Sequence[Kind], users: Sequence[str], *, force: bool) -> list[str]:
+        poller, sections = self._poller, []
+        for kind in kinds:
+            if kind is Kind.SESSIONS:
+                sections.append(f"sessions={self._signature(force=force)}")
+            elif kind is Kind.DESKTOPS and poller.target.scope == "server":
+                sections += [f"desktops={user}" for user in users]
+            else:
+                sections.append(kind.value)
+        return sections
+
+    def _signature(self, *, force: bool) -> str:
+        held = self._poller.held
+        if held is None or force or held.lease != self._poller._lease():
+            return UNKNOWN_SIGNATURE
+        if self._poller._monotonic() - held.listed + self._poller.target.intervals[Kind.SESSIONS] > RELIST_SECONDS:
+            return UNKNOWN_SIGNATURE
+        return held.signature
+
+    def _ask(
+        self,
+        channel: ProbeChannel,
+        kinds: Sequence[Kind],
+        lease: Lease,
+        deadline: Deadline,
+        report: PollReport,
+        *,
+        force: bool,
+        users: Sequence[str],
+    ) -> list[Kind]:
+        """Ask once; return the kinds that must be asked again, in full, at once."""
+        poller = self._poller
+        sections = self._sections(kinds, users, force=force or channel.requests == 0)
+        if not sections:
+            return []
+        clock = poller._store.clock
+        if clock.now_ms() is None:
+            poller._store.sync_clock()
+        polled_at_ms = clock.now_ms() or 0
+        started = poller._monotonic()
+        request = Request(poller.target.scope, tuple(sections), max(1, int(deadline.left()) - 1))
+        again: list[Kind] = []
+        waiting = list(users)
+        failures: list[tuple[Kind, PollError]] = []
+        unwritten: CacheUnavailable | None = None
+        lost = False
+        for section, answer in channel.ask(request, deadline):
+            name = poller.target.id
+            if section.kind is Kind.DESKTOPS and poller.target.scope == "server":
+                name = target_id(poller.target.server, waiting.pop(0))
+            duration_ms = int((poller._monotonic() - started) * 1000)
+            if unwritten is not None:
+                continue
+            try:
+                outcome = self._keep(section, channel, answer.mark, lease, name, polled_at_ms, duration_ms, started)
+            except PollError as exc:
+                failures.append((section.kind, exc))
+                continue
+            except CacheUnavailable as exc:
+                # The rest of the answer is read all the same, so that the probe can be asked again.
+                unwritten = exc
+                continue
+            if outcome is Outcome.STORED:
+                report.stored.append((name, section.kind))
+            elif outcome in (Outcome.ABSENT, Outcome.LOST):
+                poller.counters.refused_writes += outcome is Outcome.LOST
+                lost = lost or outcome is Outcome.LOST
+                again.append(section.kind)
+            else:
+                poller.counters.refused_writes += 1
+                report.errors[section.kind] = f"the write was refused: {outcome.value}"
+        if unwritten is not None:
+            raise unwritten
+        if lost:
+            poller.held = None
+            if poller._ownership.reacquire(poller.target.id) is None:
+                raise NotOwner(poller.target.id)
+        for kind, failure in failures:
+            report.errors[kind] = str(failure)
+            self._failed(lease, [kind], failure)
+            if kind is Kind.SESSIONS:
+                poller.held = None
+        if not failures:
+            self._succeeded()
+        return again
+
+    def _keep(
+        self,
+        section: Section,
+        channel: ProbeChannel,
+        mark: bytes,
+        lease: Lease,
+        name: str,
+        polled_at_ms: int,
+        duration_ms: int,
+        started: float,
+    ) -> Outcome:
+        """Prove a section and store it, or confirm what is stored."""
+        poller, kind = self._poller, section.kind
+        ttl_ms = int(poller.target.ttls[kind] * 1000)
+        if section.same:
+            held = poller.held
+            if held is None or section.signature != held.signature:
+                return Outcome.ABSENT
+            outcome = poller._store.confirm(
+                lease,
+                poller.next_seq(),
+                kind,
+                digest=held.digest,
+                polled_at_ms=polled_at_ms,
+                ttl_ms=ttl_ms,
+                state_ttl_ms=GOOD_STATE_TTL_MS,
+            )
+            poller.counters.confirmed += outcome is Outcome.STORED
+            return outcome
+        if kind is Kind.SESSIONS:
+            poller.counters.full_listings += 1
+        proven = poller.judge(section, mark, channel)
+        if proven.rejected:
+            log.warning("%s: %d row(s) of %s left out: %s", name, len(proven.rejected), kind, proven.rejected[0])
+        listing = Listing(
+            kind,
+            proven.stdout,
+            digest_of(kind, proven.stdout),
+            polled_at_ms,
+            polled_at_ms,
+            duration_ms,
+            ttl_ms,
+            GOOD_STATE_TTL_MS,
+            section.status,
+            len(proven.rejected),
+        )
+        outcome = self._store(lease, name, listing)
+        if kind is Kind.SESSIONS and outcome is Outcome.STORED:
+            rows = parse_sessions(proven.stdout)[0]
+            users = tuple(sorted({row.username for row in rows if row.status != "F" and is_username(row.username)}))
+            poller.conditional = section.signature != UNKNOWN_SIGNATURE
+            poller.held = _Held(section.signature, listing.digest, lease, started, users)
+        return outcome
+
+    def _store(self, lease: Lease, name: str, listing: Listing) -> Outcome:
+        poller = self._poller
+        if name == poller.target.id:
+            return poller._store.store(lease, poller.next_seq(), listing)
+        # A user's desktops on a server polled as its administrator are a target of their own, leased for this write.
+        taken = poller._store.acquire(name, ttl_ms=poller._ownership.ttl_ms)
+        if not isinstance(taken, Lease):
+            return Outcome.OLDER
+        try:
+            return poller._store.store(taken, poller.next_seq(), listing)
+        finally:
+            poller._store.release(taken)

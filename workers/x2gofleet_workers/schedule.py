@@ -1,0 +1,120 @@
+"""schedule: when each owned target is polled; the only module that imports APScheduler.
+
+One job per target for the quick kinds, one for the slow ones. Phases are spread over the interval by a hash of the
+target, so that a fleet's polls don't come in bursts and a target keeps its phase whoever owns it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobEvent
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.interval import IntervalTrigger
+
+CLOCK_STEP_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+logging.getLogger("apscheduler").setLevel(logging.ERROR)
+
+
+def phase(name: str) -> float:
+    """Return a number from 0 to 1, the same for a name wherever it is computed."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest()) / 2**32
+
+
+class Schedule:
+    """Runs jobs at their intervals in a pool of threads that grows with need."""
+
+    def __init__(self, *, max_threads: int) -> None:
+        self._scheduler = BackgroundScheduler(
+            executors={"default": ThreadPoolExecutor(max_threads)},
+            # A late run is made late, never left out; several late ones are made one; none overlaps itself.
+            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+            timezone=UTC,
+        )
+        self._scheduler.add_listener(self._count, EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES)
+        self._lock = threading.Lock()
+        self._intervals: dict[str, float] = {}
+        self._offset = time.time() - time.monotonic()
+        self.missed = 0
+        self.overlapped = 0
+
+    def _count(self, event: JobEvent) -> None:
+        if event.code == EVENT_JOB_MISSED:
+            self.missed += 1
+        else:
+            self.overlapped += 1
+
+    def start(self) -> None:
+        """Begin to run jobs."""
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Run no more jobs; running ones are not waited for."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+
+    def add(self, name: str, interval_seconds: float, run: Callable[[], None]) -> None:
+        """Run ``run`` every interval, at the phase of ``name``; replaces a job of that name."""
+        with self._lock:
+            self._intervals[name] = interval_seconds
+        self._scheduler.add_job(
+            run,
+            _trigger(name, interval_seconds),
+            id=name,
+            replace_existing=True,
+            next_run_time=_next_run(name, interval_seconds),
+        )
+
+    def remove(self, name: str) -> None:
+        """Run a job no more."""
+        with self._lock:
+            known = self._intervals.pop(name, None)
+        if known is not None and self._scheduler.get_job(name) is not None:
+            self._scheduler.remove_job(name)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all jobs."""
+        with self._lock:
+            return tuple(self._intervals)
+
+    def follow_clock(self) -> bool:
+        """Reschedule all jobs where the machine's clock was stepped; return whether it was.
+
+        APScheduler computes with wall-clock times: a step back would stop it for as long, a step forward makes it
+        enumerate every missed run.
+        """
+        offset = time.time() - time.monotonic()
+        step = offset - self._offset
+        self._offset = offset
+        if abs(step) < CLOCK_STEP_SECONDS:
+            return False
+        log.warning("the clock was stepped by %.1f s; polls are scheduled anew", step)
+        with self._lock:
+            jobs = dict(self._intervals)
+        for name, interval in jobs.items():
+            if self._scheduler.get_job(name) is not None:
+                self._scheduler.modify_job(
+                    name, trigger=_trigger(name, interval), next_run_time=_next_run(name, interval)
+                )
+        return True
+
+
+def _next_run(name: str, interval: float) -> datetime:
+    """Return the next time that has the name's phase."""
+    now = time.time()
+    start = (now // interval) * interval + phase(name) * interval
+    return datetime.fromtimestamp(start if start > now else start + interval, UTC)
+
+
+def _trigger(name: str, interval: float) -> IntervalTrigger:
+    return IntervalTrigger(
+        seconds=interval, start_date=_next_run(name, interval) - timedelta(seconds=interval), timezone=UTC
+    )
