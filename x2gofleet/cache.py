@@ -203,6 +203,16 @@ class FleetCache:
             self._lookups.snapshots(profile_name=profile_name, server=server, kinds=kinds, username=username)
         )
 
+    def view(self, kind: str | Kind, *, profile_name: str | None = None, username: str | None = None) -> View:
+        """Return whatever snapshots of a kind there are, of a profile or of the whole fleet, and what is missing.
+
+        For people who look: brokers ask ``list_sessions`` and the like, which never give a part for the whole.
+        """
+        kind = Kind.parse(kind)
+        if profile_name is None:
+            return self._run(self._lookups.fleet_view(kind, username))
+        return self._run(self._lookups.view(profile_name, kind, username))
+
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return what is known of every server: up or down and since when, ages, owner, last error, drained."""
         return self._run(self._lookups.servers())

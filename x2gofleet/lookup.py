@@ -53,7 +53,7 @@ class ServerStatus:
 
     ``up``: True, False (its newest poll failed) or None (unknown: no worker has told lately). ``ages``: seconds since
     the server was last asked, per kind that is cached now. ``owner``: id of the worker that polls it.
-    ``since_ms``: since when it is up or down, ms on the clock of Redis.
+    ``since_ms``: since when it is up or down, ``read_at_ms``: when this was read; ms on the clock of Redis.
     """
 
     id: str
@@ -69,15 +69,20 @@ class ServerStatus:
     weight: float
     drained: bool
     targets: tuple[TargetStatus, ...] = field(repr=False)
+    read_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The answers of a profile's targets for one kind, in the profile's order."""
+    """The answers of a profile's targets for one kind, in the profile's order.
+
+    ``missing_servers`` have no snapshot; those of them that are not known to be down are ``unknown_servers`` too.
+    """
 
     snapshots: tuple[Snapshot, ...]
     missing_servers: tuple[str, ...]
     cached: bool
+    unknown_servers: tuple[str, ...] = ()
 
     @property
     def oldest_age(self) -> float | None:
@@ -100,10 +105,7 @@ def _number(value: bytes | None) -> int | None:
 
 def is_down(state: Sequence[bytes | None]) -> bool:
     """Whether the newest poll failed; ``state`` is what ``down_fields`` asked for."""
-    for good, failed in (state[0:2], state[2:4]):
-        if failed is not None and int(failed) > int(good or 0):
-            return True
-    return False
+    return any(failed is not None and int(failed) > int(good or 0) for good, failed in (state[0:2], state[2:4]))
 
 
 class Lookups:
@@ -201,10 +203,18 @@ class Lookups:
         return self._view(lambda fleet: self._profile_targets(fleet, profile_name, kind, username), kind, presence_only)
 
     def fleet_view(self, kind: Kind, username: str | None) -> Query[View]:
-        """Ask for one kind of every server, as if all were one profile; other users' own targets are left out."""
+        """Ask for one kind of every server, as if all were one profile.
+
+        With ``username`` other users' own targets are left out, without it those on a server that is polled whole.
+        """
 
         def targets(fleet: PublishedFleet) -> list[PublishedTarget] | None:
-            ids = [t.id for t in fleet.targets.values() if t.scope == "server" or t.username == username]
+            whole = {t.server for t in fleet.targets.values() if t.scope == "server"}
+            ids = [
+                t.id
+                for t in fleet.targets.values()
+                if t.scope == "server" or (t.server not in whole if username is None else t.username == username)
+            ]
             return self._targets(fleet, ids, kind, username)
 
         return self._view(targets, kind, presence_only=False)
@@ -232,7 +242,7 @@ class Lookups:
         if not targets:
             return NOTHING
         now_ms = time_ms(replies[0])
-        snapshots, missing, present, unknown = [], [], 0, False
+        snapshots, missing, unknown, present = [], [], [], 0
         for index, target in enumerate(targets):
             found, state = replies[1 + 2 * index], replies[2 + 2 * index]
             if found:
@@ -241,8 +251,9 @@ class Lookups:
                     snapshots.append(Snapshot.from_hash(target.id, kind, found, now_ms=now_ms))
             else:
                 missing.append(target.server)
-                unknown = unknown or not is_down(state)
-        return View(tuple(snapshots), tuple(missing), cached=present > 0 and not unknown)
+                if not is_down(state):
+                    unknown.append(target.server)
+        return View(tuple(snapshots), tuple(missing), present > 0 and not unknown, tuple(unknown))
 
     def snapshots(
         self, *, profile_name: str | None, server: str | None, kinds: Sequence[Kind], username: str | None
@@ -300,7 +311,7 @@ class Lookups:
                 if value is not None
             }
             statuses[target.server].append(_target_status(target, state, owner, ages))
-        return tuple(_server_status(fleet, name, targets) for name, targets in statuses.items() if targets)
+        return tuple(_server_status(fleet, name, targets, now_ms) for name, targets in statuses.items() if targets)
 
     def request(
         self,
@@ -422,7 +433,7 @@ def _target_status(
     )
 
 
-def _server_status(fleet: PublishedFleet, name: str, targets: list[TargetStatus]) -> ServerStatus:
+def _server_status(fleet: PublishedFleet, name: str, targets: list[TargetStatus], now_ms: int) -> ServerStatus:
     server = fleet.servers[name]
     main = next((target for target in targets if target.scope == "server"), None)
     if main is None:
@@ -441,4 +452,5 @@ def _server_status(fleet: PublishedFleet, name: str, targets: list[TargetStatus]
         server.weight,
         server.drain,
         tuple(targets),
+        now_ms,
     )
