@@ -6,6 +6,7 @@ their own, because getaddrinfo has no timeout.
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import threading
@@ -24,6 +25,7 @@ DEFAULT_URL = "redis://127.0.0.1:6379/0"
 CONNECT_TIMEOUT_SECONDS = 0.25
 COMMAND_TIMEOUT_SECONDS = 0.5
 _RESOLVED_FOR_SECONDS = 30.0
+_HAS_DRIVER_INFO = "driver_info" in inspect.signature(redis.Redis.__init__).parameters
 
 _Addresses = list[tuple[Any, ...]]
 
@@ -138,8 +140,8 @@ def client_from_url(
         "health_check_interval": 0,
         "decode_responses": False,
         "protocol": 2,
-        "lib_name": None,
-        "lib_version": None,
+        # No CLIENT SETINFO: it costs a round trip each at the first call of a login.
+        **({"driver_info": None} if _HAS_DRIVER_INFO else {"lib_name": None, "lib_version": None}),
     }
     if max_connections is not None:
         options["max_connections"] = max_connections
