@@ -8,13 +8,15 @@ from typing import Any, Self
 
 import redis
 
-from x2gofleet.connection import Breaker, client_from_url, unavailable
+from x2gofleet.connection import Breaker, client_from_url, exchange, unavailable
 from x2gofleet.errors import RefreshFailed
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys, is_server_id
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.lookup import Command, Lookups, Query, ServerStatus, T, View
 from x2gofleet.model import SessionList
+from x2gofleet.parsing import parse_sessions
+from x2gofleet.rows import RejectedRow, SessionInfo
 from x2gofleet.snapshot import Snapshot
 
 _AFTER_USER = re.compile(r"\d+-\d+_st")
@@ -47,14 +49,7 @@ class FleetCache:
     def _ask(self, commands: list[Command]) -> list[Any]:
         self._breaker.check()
         try:
-            if len(commands) == 1:
-                command: Any = commands[0]
-                replies = [self._client.execute_command(*command)]
-            else:
-                pipeline = self._client.pipeline(transaction=False)
-                for command in commands:
-                    pipeline.execute_command(*command)
-                replies = pipeline.execute()
+            replies = exchange(self._client, commands)
         except _UNANSWERED as exc:
             failure = unavailable(exc, "asking Redis")
             self._breaker.failed(str(failure))
@@ -323,15 +318,12 @@ def _belongs_to(session_name: str, username: str) -> bool:
 
 
 def _sessions(view: View, username: str | None) -> SessionList:
-    rows: list[Any] = []
-    rejected: list[Any] = []
+    rows: list[SessionInfo] = []
+    rejected: list[RejectedRow] = []
     for snapshot in view.snapshots:
-        listed = snapshot.sessions()
-        rejected.extend(listed.rejected)
-        rows.extend(row for row in listed.rows if row.status != "F" and (username is None or row.username == username))
+        listed, left_out = parse_sessions(snapshot.stdout, server=snapshot.server)
+        rejected.extend(left_out)
+        rows.extend([row for row in listed if row.status != "F" and (username is None or row.username == username)])
     return SessionList.from_rows(
-        tuple(rows),
-        rejected=tuple(rejected),
-        missing_servers=view.missing_servers,
-        oldest_age=view.oldest_age,
+        rows, rejected=rejected, missing_servers=view.missing_servers, oldest_age=view.oldest_age
     )

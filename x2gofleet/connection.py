@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -153,6 +154,34 @@ def client_from_url(
         )
     pool = redis.ConnectionPool.from_url(url, **options)
     return redis.Redis(connection_pool=pool)
+
+
+def exchange(client: redis.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Send commands in one piece and return their undecoded replies: one round trip.
+
+    Half the cost of a redis-py pipeline of a few commands. Raises the first error among the replies, after all of them
+    were read.
+    """
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        replies: list[Any] = []
+        failure: redis.exceptions.ResponseError | None = None
+        for _ in commands:
+            try:
+                replies.append(connection.read_response())
+            except redis.exceptions.ResponseError as exc:
+                failure = failure or exc
+    except BaseException:
+        # Replies may still be under way: nobody else may take them for theirs.
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
+    if failure is not None:
+        raise failure
+    return replies
 
 
 def unavailable(exc: Exception, what: str) -> CacheUnavailable:

@@ -99,6 +99,12 @@ def time_ms(reply: Any) -> int:
     return int(seconds) * 1000 + int(micros) // 1000
 
 
+def _fields(reply: Any) -> dict[bytes, bytes]:
+    """Decode a reply of HGETALL: names and values in turn."""
+    items = iter(reply)
+    return dict(zip(items, items, strict=True))
+
+
 def _number(value: bytes | None) -> int | None:
     return None if value is None else int(value)
 
@@ -248,7 +254,7 @@ class Lookups:
             if found:
                 present += 1
                 if not presence_only:
-                    snapshots.append(Snapshot.from_hash(target.id, kind, found, now_ms=now_ms))
+                    snapshots.append(Snapshot.from_hash(target.id, kind, _fields(found), now_ms=now_ms))
             else:
                 missing.append(target.server)
                 if not is_down(state):
@@ -279,7 +285,7 @@ class Lookups:
         fleet, replies = answer
         now_ms = time_ms(replies[0])
         return tuple(
-            Snapshot.from_hash(target, kind, reply, now_ms=now_ms)
+            Snapshot.from_hash(target, kind, _fields(reply), now_ms=now_ms)
             for (target, kind), reply in zip(wanted(fleet), replies[1:], strict=True)
             if reply
         )
@@ -310,7 +316,7 @@ class Lookups:
                 for kind, value in zip(kinds, polled, strict=True)
                 if value is not None
             }
-            statuses[target.server].append(_target_status(target, state, owner, ages))
+            statuses[target.server].append(_target_status(target, _fields(state), owner, ages))
         return tuple(_server_status(fleet, name, targets, now_ms) for name, targets in statuses.items() if targets)
 
     def request(
@@ -373,7 +379,7 @@ class Lookups:
         replies = yield [("TIME",), *(("HGETALL", self.keys.snapshot(*item)) for item in stored)]
         now_ms = time_ms(replies[0])
         snapshots = tuple(
-            Snapshot.from_hash(name, kind, reply, now_ms=now_ms)
+            Snapshot.from_hash(name, kind, _fields(reply), now_ms=now_ms)
             for (name, kind), reply in zip(stored, replies[1:], strict=True)
             if reply
         )
