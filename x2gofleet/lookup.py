@@ -27,6 +27,7 @@ REGISTRATION_TTL_MS = 7 * 24 * 3600 * 1000
 REQUEST_TTL_MS = 60 * 1000
 _BLOCK_SECONDS = 0.2
 _FLEET_READS = 5
+_PLANS_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +115,23 @@ def is_down(state: Sequence[bytes | None]) -> bool:
     return any(failed is not None and int(failed) > int(good or 0) for good, failed in (state[0:2], state[2:4]))
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Which targets a question is about, and the commands that ask for them, in one version of the inventory."""
+
+    fleet: PublishedFleet
+    targets: list[PublishedTarget]
+    commands: list[Command]
+
+
 class Lookups:
     """Builds the queries of one namespace, and keeps the published inventory between them."""
 
     def __init__(self, keys: Keys, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.keys = keys
+        self._version: Command = ("HGET", keys.fleet(), "version")
         self._fleet: PublishedFleet | None = None
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
         self._monotonic = monotonic
 
     def _read_fleet(self) -> Query[PublishedFleet | None]:
@@ -132,7 +144,7 @@ class Lookups:
         """Return the published inventory, None where nobody has published one."""
         known = self._fleet
         if known is not None:
-            replies = yield [("HGET", self.keys.fleet(), "version")]
+            replies = yield [self._version]
             if replies[0] is not None and replies[0].decode() == known.version:
                 return known
         return (yield from self._read_fleet())
@@ -147,7 +159,7 @@ class Lookups:
         for _ in range(_FLEET_READS):
             if fleet is None:
                 return None
-            replies = yield [("HGET", self.keys.fleet(), "version"), *build(fleet)]
+            replies = yield [self._version, *build(fleet)]
             if replies[0] is not None and replies[0].decode() == fleet.version:
                 return fleet, replies[1:]
             fleet = yield from self._read_fleet()
@@ -206,7 +218,12 @@ class Lookups:
 
         With ``presence_only`` no snapshot is fetched: the View has none, only ``cached`` and ``missing_servers``.
         """
-        return self._view(lambda fleet: self._profile_targets(fleet, profile_name, kind, username), kind, presence_only)
+        return self._view(
+            ("profile", profile_name, kind, username, presence_only),
+            lambda fleet: self._profile_targets(fleet, profile_name, kind, username),
+            kind,
+            presence_only,
+        )
 
     def fleet_view(self, kind: Kind, username: str | None) -> Query[View]:
         """Ask for one kind of every server, as if all were one profile.
@@ -223,28 +240,36 @@ class Lookups:
             ]
             return self._targets(fleet, ids, kind, username)
 
-        return self._view(targets, kind, presence_only=False)
+        return self._view(("fleet", kind, username), targets, kind, presence_only=False)
 
     def _view(
         self,
+        question: tuple[Any, ...],
         choose: Callable[[PublishedFleet], list[PublishedTarget] | None],
         kind: Kind,
         presence_only: bool,
     ) -> Query[View]:
         verb = "EXISTS" if presence_only else "HGETALL"
 
-        def build(fleet: PublishedFleet) -> list[Command]:
+        def plan(fleet: PublishedFleet) -> _Plan:
+            known = self._plans.get(question)
+            if known is not None and known.fleet is fleet:
+                return known
+            targets = choose(fleet) or []
             commands: list[Command] = [("TIME",)]
-            for target in choose(fleet) or ():
+            for target in targets:
                 commands.append((verb, self.keys.snapshot(target.id, kind)))
                 commands.append(self._down_command(target, kind))
-            return commands
+            if len(self._plans) >= _PLANS_KEPT:
+                self._plans.clear()
+            made = self._plans[question] = _Plan(fleet, targets, commands)
+            return made
 
-        answer = yield from self._with_fleet(build)
+        answer = yield from self._with_fleet(lambda fleet: plan(fleet).commands)
         if answer is None:
             return NOTHING
         fleet, replies = answer
-        targets = choose(fleet)
+        targets = plan(fleet).targets
         if not targets:
             return NOTHING
         now_ms = time_ms(replies[0])
