@@ -1,0 +1,44 @@
+# Each target sets up what it needs in .venv; `make e2e` and `make bench` also install Debian's x2goserver (as root).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+JOBS ?= auto
+
+.PHONY: demo test check format e2e bench clean
+
+$(VENV)/.demo: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "x2gofleet needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; set PYTHON=")'
+	@$(PYTHON) -m venv $(VENV) || { echo 'python -m venv failed; on Debian: apt-get install python3-venv' >&2; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.demo
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## a simulated fleet, a Valkey, two workers and the live view
+	@$(BIN)/x2gofleet-worker demo
+
+test: $(VENV)/.dev  ## all tests; those on a real x2goserver need root and `make e2e` once, and say so when skipped
+	@$(PYTEST) -q -n $(JOBS) --dist worksteal
+
+check: $(VENV)/.dev  ## formatting, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+e2e: $(VENV)/.dev  ## the tests on Debian's real x2goserver over real sshd; needs root
+	@bash tests/e2e/setup.sh
+	@X2GOFLEET_REQUIRE_E2E=1 $(PYTEST) -q -n $(JOBS) --dist worksteal tests/e2e
+
+bench: $(VENV)/.dev  ## ratios against named baselines, measured in the same run; needs root for the real x2goserver
+	@bash tests/e2e/setup.sh
+	@$(BIN)/python -m tests.bench
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

