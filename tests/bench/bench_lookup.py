@@ -101,6 +101,11 @@ def run() -> list[Row]:
         _fill(Store(client, keys, "bench"), 10, 5)
         cache = FleetCache.from_url(url, namespace=NAMESPACE)
         rows: list[Row] = []
+        first = keys.snapshot("ts01", Kind.SESSIONS)
+
+        def one_hgetall() -> object:
+            return client.hgetall(first)
+
         for profile, count in (("one", 1), ("mate", 10)):
             names = [f"ts{number:02}" for number in range(1, count + 1)]
 
@@ -119,37 +124,23 @@ def run() -> list[Row]:
             def listed(profile: str = profile) -> object:
                 return cache.list_sessions(profile_name=profile)
 
+            def listed_for_user(profile: str = profile) -> object:
+                return cache.list_sessions(profile_name=profile, username="alice")
+
             def cached(profile: str = profile) -> object:
                 return cache.is_cached(profile, cache_type="sessions")
 
-            plural = "server" if count == 1 else "servers"
-            rows.append(
-                (f"snapshots of {count} {plural}", "same commands, bare pipeline", ratio(lookup, pipelined), "<= 1.2")
+            asked = f"{count} server{'s' if count > 1 else ''}"
+            questions = (
+                (f"snapshots of {asked}", lookup),
+                (f"list_sessions of one user, {asked}", listed_for_user),
+                (f"list_sessions, {asked} x 5 rows", listed),
+                (f"is_cached, {asked}", cached),
             )
-            rows.append(
-                (
-                    f"list_sessions, {count} {plural} x 5 rows",
-                    "same commands, bare pipeline",
-                    ratio(listed, pipelined),
-                    "<= 1.2",
-                )
-            )
-            rows.append(
-                (f"is_cached, {count} {plural}", "same commands, bare pipeline", ratio(cached, pipelined), "<= 1.2")
-            )
+            base = "same commands, bare pipeline"
+            rows += [(what, base, ratio(ours, pipelined), "<= 1.2") for what, ours in questions]
             if count == 1:
-                key = keys.snapshot("ts01", Kind.SESSIONS)
-                rows.append(
-                    (
-                        "list_sessions, 1 server x 5 rows",
-                        "one HGETALL",
-                        ratio(listed, lambda: client.hgetall(key)),
-                        "<= 1.5",
-                    )
-                )
-                rows.append(
-                    ("is_cached, 1 server", "one HGETALL", ratio(cached, lambda: client.hgetall(key)), "<= 1.5")
-                )
+                rows += [(what, "one HGETALL", ratio(ours, one_hgetall), "<= 1.5") for what, ours in questions]
         cache.close()
         client.close()
         return rows

@@ -1,0 +1,17 @@
+"""``python -m tests.bench``: every benchmark, each a ratio against a named baseline of the same run."""
+
+from __future__ import annotations
+
+from tests.bench import bench_lookup, bench_parsing, bench_probe
+
+
+def main() -> None:
+    """Print one table."""
+    print(f"{'what':60} {'ratio':>8}  {'baseline':58} goal")
+    for module in (bench_parsing, bench_lookup, bench_probe):
+        for what, baseline, ratio, goal in module.run():
+            print(f"{what:60} {ratio:8.3f}  {baseline:58} {goal}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
