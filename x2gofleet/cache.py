@@ -167,7 +167,7 @@ class FleetCache:
             mount.listed
             for snapshot in view.snapshots
             for mount in snapshot.mounts()
-            if user is None or _belongs_to(mount.session_name, user)
+            if user is None or belongs_to(mount.session_name, user)
         ]
 
     def load(self, profile_name: str) -> dict[str, LoadReport] | None:
@@ -311,7 +311,7 @@ class FleetCache:
         self.close()
 
 
-def _belongs_to(session_name: str, username: str) -> bool:
+def belongs_to(session_name: str, username: str) -> bool:
     """Whether a session is that user's, by its name: ``USER-DISPLAY-EPOCH_st...``."""
     rest = session_name.removeprefix(f"{username}-")
     return rest != session_name and _AFTER_USER.match(rest) is not None
