@@ -30,6 +30,16 @@ from typing import Any
 class FleetError(Exception):
     """Base of every error of x2gofleet."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would call __init__ with the message alone, which is not what some of these are made of.
+        return _unpickled, (type(self), self.args, vars(self))
+
+
+def _unpickled(cls: type[FleetError], args: tuple[Any, ...], attributes: dict[str, Any]) -> FleetError:
+    error = cls.__new__(cls, *args)
+    vars(error).update(attributes)
+    return error
+
 
 class CacheUnavailable(FleetError):
     """Redis could not be asked: unreachable, too slow, loading, or the circuit breaker is open."""

@@ -99,6 +99,8 @@ class PublishedFleet:
                 for name, item in raw["targets"].items()
             }
             profiles = {name: tuple(items) for name, items in raw["profiles"].items()}
+            _ = [servers[target.server] for target in targets.values()]
+            _ = [targets[name] for names in profiles.values() for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise SnapshotCorrupt(f"the published inventory can't be read: {type(exc).__name__}: {exc}") from exc
         return cls(servers, targets, profiles, version)

@@ -77,9 +77,12 @@ class Snapshot:
         return parse_mounts(self.stdout)[0]
 
     def load(self) -> LoadReport:
-        """Parse ``stdout`` of kind load."""
+        """Parse ``stdout`` of kind load; raises SnapshotCorrupt where a figure is missing or absurd."""
         self._require(Kind.LOAD)
-        return parse_load(self.stdout)
+        try:
+            return parse_load(self.stdout)
+        except ValueError as exc:
+            raise SnapshotCorrupt(f"the load snapshot of {self.target} can't be read: {exc}") from exc
 
     def _require(self, kind: Kind) -> None:
         if self.kind is not kind:
