@@ -1,0 +1,108 @@
+"""app: runs one command of ``x2gofleet``: arguments -> cache -> result -> terminal, and every error as one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from x2gofleet.cache import FleetCache
+from x2gofleet.cli import commands, live
+from x2gofleet.cli.arguments import build_parser, namespace, redis_url
+from x2gofleet.cli.results import UNAVAILABLE, USAGE, Result, load_rich, show, silence_stdout, tell
+from x2gofleet.connection import client_from_url, redact_url
+from x2gofleet.errors import CacheUnavailable, FleetError, UnknownProfile
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``x2gofleet``; ``argv`` is without the program's name. Returns the exit status that --help explains."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        options = build_parser().parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else USAGE
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        silence_stdout()
+        return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    url, name = redis_url(options), namespace(options)
+    try:
+        client = client_from_url(url)
+        client.connection_pool.make_connection()
+    except (ValueError, TypeError) as exc:
+        # Only our own text is known to hide the password.
+        ours = "is no Redis URL" in str(exc)
+        mend = "use redis://HOST:PORT/DB or unix:///PATH?db=DB, with what is special in a password percent-encoded"
+        tell(str(exc) if ours else f"the Redis URL can't be used: {mend}")
+        return USAGE
+    try:
+        cache = FleetCache(client, namespace=name)
+    except ValueError as exc:
+        tell(f"--namespace: {exc}")
+        return USAGE
+    with cache:
+        try:
+            if options.command == "watch" and not options.json:
+                return _watch(cache, name)
+            result = _ask(cache, options, name)
+            show(result, as_json=options.json)
+            return result.exit_status
+        except UnknownProfile as exc:
+            tell(str(exc))
+            return USAGE
+        except CacheUnavailable as exc:
+            tell(
+                f"{redact_url(url)} can't be asked: {str(exc).rstrip('.')}. Is a Redis or Valkey running there that "
+                "this user may read? Another is given by --redis-url or X2GOFLEET_REDIS_URL"
+            )
+            return UNAVAILABLE
+        except FleetError as exc:
+            tell(str(exc))
+            return UNAVAILABLE
+
+
+def _ask(cache: FleetCache, options: argparse.Namespace, name: str) -> Result:
+    match options.command:
+        case "sessions":
+            return commands.sessions(cache, namespace=name, profile=options.profile, user=options.user)
+        case "desktops":
+            return commands.desktops(cache, namespace=name, profile=options.profile, user=options.user)
+        case "mounts":
+            return commands.mounts(cache, namespace=name, profile=options.profile, user=options.user)
+        case "refresh":
+            return commands.refresh(
+                cache,
+                namespace=name,
+                profile=options.profile,
+                desktops=options.desktops,
+                mounts=options.mounts,
+                user=options.user,
+                timeout_seconds=options.timeout,
+            )
+        case _:
+            fail_on_down = getattr(options, "fail_on_down", False)
+            return commands.status(cache, namespace=name, fail_on_down=fail_on_down)
+
+
+def _watch(cache: FleetCache, name: str) -> int:
+    if not sys.stdout.isatty() or load_rich() is None:
+        status = commands.status(cache, namespace=name)
+        if status.exit_status == 0:
+            print(live.summary(cache))
+        show(Result({}, notes=status.notes), as_json=False)
+        if sys.stdout.isatty():
+            tell('the live view needs rich: pip install "x2gofleet[cli]"')
+        return status.exit_status
+    live.run_live(cache, title=f"x2gofleet watch, namespace {name}")
+    return 0

@@ -1,0 +1,140 @@
+"""arguments: the command line of ``x2gofleet``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from importlib import metadata
+from typing import Any
+
+from x2gofleet.connection import url_from_environment
+from x2gofleet.keys import DEFAULT_NAMESPACE, is_username
+
+_EPILOG = """\
+examples:
+  x2gofleet status                     which servers are up, how many sessions
+  x2gofleet sessions --user alice      where alice has sessions, fleet-wide
+  x2gofleet sessions --profile mate --json
+                                       what brokers are told of profile mate
+  x2gofleet refresh mate               have its servers polled now
+  x2gofleet watch                      a live view; q or Ctrl-C ends it
+
+exit status:
+  0  there is an answer (an empty one, too: "no sessions")
+  1  not cached, or a refresh failed, or, with status --fail-on-down,
+     a server is not up
+  2  the command line is wrong, or no profile has that name
+  3  Redis can't be asked, or holds what this version can't read
+
+No command opens a connection to an X2Go server; cookies are never shown.
+"""
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _username(text: str) -> str:
+    if not is_username(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no user name: use letters, digits, '.', '_', '-' and '@'")
+    return text
+
+
+def _positive_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (0 < seconds <= 3600):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from above 0 to 3600")
+    return seconds
+
+
+def _common(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
+    """Add what goes before and after the command word; after it, what is not given must not undo what was before."""
+
+    def default(value: Any) -> Any:
+        return value if defaults else argparse.SUPPRESS
+
+    parser.add_argument(
+        "--redis-url",
+        metavar="URL",
+        default=default(None),
+        help="redis://HOST:PORT/DB or unix:///PATH (default: $X2GOFLEET_REDIS_URL, else redis://127.0.0.1:6379/0)",
+    )
+    parser.add_argument(
+        "--namespace",
+        metavar="NAME",
+        default=default(None),
+        help=f"what its keys begin with (default: $X2GOFLEET_NAMESPACE, else {DEFAULT_NAMESPACE})",
+    )
+    parser.add_argument("--json", action="store_true", default=default(False), help="print JSON (see docs/cli.md)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="x2gofleet",
+        description="What every X2Go server of a fleet is doing, read from Redis.",
+        epilog=_EPILOG,
+        formatter_class=_Raw,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"x2gofleet {_version()}")
+    _common(parser, defaults=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".rstrip(), allow_abbrev=False
+        )
+        _common(added, defaults=False)
+        return added
+
+    status = command("status", "the servers of the fleet, their sessions, load and errors")
+    status.add_argument("--fail-on-down", action="store_true", help="exit with 1 unless every server is up")
+
+    sessions = command("sessions", "the unfinished sessions of the fleet, a profile or a user")
+    sessions.add_argument("--profile", metavar="P", help="only the servers of this profile")
+    sessions.add_argument("--user", metavar="U", help="only this user's")
+
+    desktops = command(
+        "desktops",
+        "the desktops that a user may share",
+        "Desktop lists belong to one user and are mostly made on request: refresh PROFILE --desktops --user U.",
+    )
+    desktops.add_argument("--profile", metavar="P", help="only the servers of this profile")
+    desktops.add_argument("--user", metavar="U", required=True, type=_username, help="the user who would share")
+
+    mounts = command("mounts", "the client folders that are mounted in sessions")
+    mounts.add_argument("--profile", metavar="P", help="only the servers of this profile")
+    mounts.add_argument("--user", metavar="U", help="only this user's")
+
+    refresh = command(
+        "refresh", "have the servers of a profile polled now", "Asks the workers that own them, and waits."
+    )
+    refresh.add_argument("profile", metavar="PROFILE")
+    refresh.add_argument("--desktops", action="store_true", help="desktops, too: of --user, else of who has a session")
+    refresh.add_argument("--mounts", action="store_true", help="mounts, too")
+    refresh.add_argument("--user", metavar="U", type=_username, help="whose desktops")
+    refresh.add_argument(
+        "--timeout", metavar="S", type=_positive_seconds, default=10.0, help="seconds to wait (default: 10)"
+    )
+
+    command("watch", "a live view of servers and sessions", "Without a terminal it prints one view and ends.")
+    return parser
+
+
+def _version() -> str:
+    return metadata.version("x2gofleet")
+
+
+def redis_url(options: argparse.Namespace) -> str:
+    """Return the URL to ask."""
+    return options.redis_url or url_from_environment()
+
+
+def namespace(options: argparse.Namespace) -> str:
+    """Return the namespace to ask in."""
+    return options.namespace or os.environ.get("X2GOFLEET_NAMESPACE") or DEFAULT_NAMESPACE

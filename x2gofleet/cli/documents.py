@@ -1,0 +1,147 @@
+"""documents: what ``--json`` prints; docs/cli.md describes it. Never a cookie; ages in seconds, times ISO 8601 UTC.
+
+Keys are only ever added: scripts rely on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from x2gofleet.cli.picture import Counts, Picture, SeenServer, SeenSession, status_word, type_word
+from x2gofleet.cli.text import iso
+from x2gofleet.kinds import Kind
+from x2gofleet.lookup import TargetStatus, View
+from x2gofleet.snapshot import Snapshot
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _ages(ages: Mapping[Kind, float]) -> dict[str, float]:
+    return {kind.value: round(age, 3) for kind, age in ages.items()}
+
+
+def counts_document(counts: Counts) -> dict[str, int]:
+    """Sessions by state."""
+    return {**asdict(counts), "total": counts.total}
+
+
+def session_document(seen: SeenSession) -> dict[str, Any]:
+    """One session without its cookie; ``started`` and ``suspended_at`` are naive local time of the server."""
+    session = seen.session
+    return {
+        "name": session.name,
+        "user": session.username,
+        "type": type_word(session),
+        "status": status_word(session),
+        "server": session.server,
+        "hostname": session.hostname,
+        "display": session.display,
+        "client": session.client,
+        "agent_pid": session.agent_pid,
+        "started": session.date_created,
+        "suspended_at": session.date_suspended if session.is_suspended() else None,
+        "age": _seconds(seen.age),
+    }
+
+
+def _target_document(target: TargetStatus) -> dict[str, Any]:
+    error = {"class": target.error_class, "text": target.error_text} if target.up is False else None
+    return {
+        "id": target.id,
+        "scope": target.scope,
+        "state": {True: "up", False: "down", None: "unknown"}[target.up],
+        "since": iso(target.since_ms),
+        "ages": _ages(target.ages),
+        "worker": target.owner,
+        "failures": target.failures,
+        "last_good": iso(target.last_good_ms),
+        "last_failed": iso(target.last_failed_ms),
+        "error": error,
+    }
+
+
+def server_document(server: SeenServer) -> dict[str, Any]:
+    """One server; ``sessions``, ``load`` and ``load_factor`` are null where they are not cached."""
+    status, load = server.status, server.load
+    return {
+        "id": status.id,
+        "hostname": status.hostname,
+        "state": server.state,
+        "since": iso(status.since_ms),
+        "since_seconds": _seconds(server.since_seconds),
+        "ages": _ages(status.ages),
+        "sessions": None if server.counts is None else counts_document(server.counts),
+        "load_factor": None if load is None else load.load_factor,
+        "load": None if load is None else asdict(load),
+        "worker": status.owner,
+        "labels": list(status.labels),
+        "weight": status.weight,
+        "drained": status.drained,
+        "failures": status.failures,
+        "error": {"class": status.error_class, "text": status.error_text} if status.up is False else None,
+        "targets": [_target_document(target) for target in status.targets],
+    }
+
+
+def status_document(picture: Picture) -> dict[str, Any]:
+    """The whole fleet."""
+    states = [server.state for server in picture.servers]
+    return {
+        "cached": bool(picture.servers),
+        "read_at": iso(picture.servers[0].status.read_at_ms) if picture.servers else None,
+        "summary": {
+            "servers": len(states),
+            **{state: states.count(state) for state in ("up", "down", "unknown")},
+            "drained": sum(server.status.drained for server in picture.servers),
+            "sessions": counts_document(Counts.of(picture.sessions)),
+            "oldest_age": _seconds(picture.oldest_age),
+        },
+        "servers": [server_document(server) for server in picture.servers],
+    }
+
+
+def listing_document(
+    kind: Kind, view: View, entries: Iterable[dict[str, Any]], *, profile: str | None, user: str | None
+) -> dict[str, Any]:
+    """What is known of one kind. Not cached: the kind is null, and ``partial`` has what part of the servers said."""
+    found = list(entries)
+    return {
+        "profile": profile,
+        "user": user,
+        "cached": view.cached,
+        "oldest_age": _seconds(view.oldest_age),
+        "missing_servers": list(dict.fromkeys(view.missing_servers)),
+        "unknown_servers": list(dict.fromkeys(view.unknown_servers)),
+        "rejected_rows": sum(snapshot.rejected_rows for snapshot in view.snapshots),
+        kind.value: found if view.cached else None,
+        "partial": None if view.cached else found,
+    }
+
+
+def snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
+    """One refreshed snapshot, without what it lists."""
+    return {
+        "target": snapshot.target,
+        "server": snapshot.server,
+        "user": snapshot.username,
+        "kind": snapshot.kind.value,
+        "entries": entries_in(snapshot),
+        "age": _seconds(snapshot.age),
+        "polled_at": iso(snapshot.polled_at_ms),
+        "duration_seconds": snapshot.duration_ms / 1000,
+        "rejected_rows": snapshot.rejected_rows,
+        "worker": snapshot.worker,
+    }
+
+
+def entries_in(snapshot: Snapshot) -> int:
+    """Return how many sessions, desktops or mounts a snapshot lists; 1 for a load."""
+    if snapshot.kind is Kind.SESSIONS:
+        return len(snapshot.sessions().without_finished().rows)
+    if snapshot.kind is Kind.DESKTOPS:
+        return len(snapshot.desktops())
+    return len(snapshot.mounts()) if snapshot.kind is Kind.MOUNTS else 1

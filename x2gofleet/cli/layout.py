@@ -1,0 +1,141 @@
+"""layout: a picture of the fleet -> tables and lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from x2gofleet.cli.picture import Counts, Picture, SeenServer, SeenSession, status_word, type_word
+from x2gofleet.cli.tables import Block, Cell, Column, Line, Table
+from x2gofleet.cli.text import counted, duration
+from x2gofleet.kinds import Kind
+from x2gofleet.lookup import TargetStatus
+
+_STATE_STYLES = {"up": "good", "down": "bad", "unknown": "warn"}
+_STATUS_STYLES = {"running": "good", "suspended": "", "starting": "warn"}
+
+_SERVER_COLUMNS = (
+    Column("SERVER", limit=24),
+    Column("STATE"),
+    Column("SINCE", rank=2, right=True),
+    Column("AGE", right=True),
+    Column("RUNNING", right=True),
+    Column("SUSPENDED", right=True),
+    Column("STARTING", right=True),
+    Column("LOAD FACTOR", rank=1, right=True),
+    Column("WORKER", rank=3, limit=28),
+    Column("LABELS", rank=4, limit=28),
+)
+
+_SESSION_COLUMNS = (
+    Column("USER", limit=20),
+    Column("SESSION"),
+    Column("TYPE", rank=3),
+    Column("STATUS"),
+    Column("SERVER", limit=24),
+    Column("DISPLAY", rank=4, right=True),
+    Column("STARTED", rank=2),
+    Column("AGE", rank=1, right=True),
+)
+
+
+def summary_line(picture: Picture) -> str:
+    """Return the fleet in one line."""
+    servers = picture.servers
+    states = [server.state for server in servers]
+    parts = [f"{states.count(state)} {state}" for state in ("up", "down", "unknown") if states.count(state)]
+    drained = sum(server.status.drained for server in servers)
+    if drained:
+        parts.append(f"{drained} drained")
+    text = f"{counted(len(servers), 'server')}: {', '.join(parts)}; {counts_text(Counts.of(picture.sessions))}"
+    if picture.oldest_age is not None:
+        text += f"; oldest answer {duration(picture.oldest_age)} old"
+    return text
+
+
+def counts_text(counts: Counts) -> str:
+    """Return how many sessions there are, in words."""
+    if not counts.total:
+        return "no sessions"
+    named = (
+        (counts.running, "running"),
+        (counts.suspended, "suspended"),
+        (counts.starting, "starting"),
+        (counts.ending, "ending"),
+    )
+    return f"{counted(counts.total, 'session')}: " + ", ".join(f"{number} {word}" for number, word in named if number)
+
+
+def server_table(servers: Sequence[SeenServer]) -> Table:
+    """Return one row for each server."""
+    return Table.of(_SERVER_COLUMNS, [_server_row(server) for server in servers])
+
+
+def _server_row(server: SeenServer) -> list[Cell | str]:
+    status, counts = server.status, server.counts
+    state = f"{server.state}, drained" if status.drained else server.state
+    numbers = ["-"] * 3 if counts is None else [str(n) for n in (counts.running, counts.suspended, counts.starting)]
+    return [
+        status.id,
+        Cell(state, "warn" if status.drained and server.state == "up" else _STATE_STYLES[server.state]),
+        duration(server.since_seconds) if status.up is not None else "-",
+        duration(status.ages.get(Kind.SESSIONS)),
+        *(Cell(number, "dim" if number in ("0", "-") else "") for number in numbers),
+        "-" if server.load is None else str(server.load.load_factor),
+        status.owner or Cell("none", "warn"),
+        ", ".join(status.labels),
+    ]
+
+
+def broken_targets(picture: Picture) -> list[TargetStatus]:
+    """Return the targets whose newest poll failed."""
+    return [target for server in picture.servers for target in server.status.targets if target.up is False]
+
+
+def problem_lines(picture: Picture) -> list[Line]:
+    """Return a line for each target that can't be polled: its last error with its mend, or that nobody polls it."""
+    lines = []
+    for server in picture.servers:
+        for target in server.status.targets:
+            if target.up is False:
+                times = f" ({target.failures} failed polls in a row)" if target.failures > 1 else ""
+                error = ": ".join(text for text in (target.error_class, target.error_text) if text)
+                lines.append(Line(f"{target.id}: {error or 'its last poll failed'}{times}", "bad", indent=2))
+            elif target.up is None:
+                reason = (
+                    f"worker {target.owner} has not polled it yet"
+                    if target.owner
+                    else "no worker owns it; is an x2gofleet-worker running?"
+                )
+                lines.append(Line(f"{target.id}: unknown: {reason}", "warn", indent=2))
+    return lines
+
+
+def session_table(sessions: Sequence[SeenSession]) -> Table:
+    """Return one row for each session, sorted by user, newest first."""
+    newest_first = sorted(sessions, key=lambda seen: seen.session.date_created, reverse=True)
+    return Table.of(
+        _SESSION_COLUMNS, [_session_row(seen) for seen in sorted(newest_first, key=lambda seen: seen.session.username)]
+    )
+
+
+def _session_row(seen: SeenSession) -> list[Cell | str]:
+    session, word = seen.session, status_word(seen.session)
+    return [
+        session.username,
+        session.name,
+        type_word(session),
+        Cell(word, _STATUS_STYLES.get(word, "warn")),
+        session.server,
+        f":{session.display}",
+        session.date_created.replace("T", " ")[:16],
+        duration(seen.age),
+    ]
+
+
+def status_blocks(picture: Picture) -> list[Block]:
+    """Return what ``x2gofleet status`` shows."""
+    blocks: list[Block] = [server_table(picture.servers)]
+    problems = problem_lines(picture)
+    if problems:
+        blocks += [Line(""), *problems]
+    return [*blocks, Line(""), Line(summary_line(picture), "title", indent=2)]

@@ -1,0 +1,132 @@
+"""picture: one look at the whole fleet: its servers, their sessions and load; three round trips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from x2gofleet.cache import FleetCache
+from x2gofleet.kinds import Kind
+from x2gofleet.load import LoadReport
+from x2gofleet.lookup import ServerStatus, View
+from x2gofleet.rows import SessionInfo
+
+ENDING = "ending"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenSession:
+    """A session, and how many seconds ago its server was asked."""
+
+    session: SessionInfo
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many sessions there are in which state; ``ending`` are to be terminated."""
+
+    running: int = 0
+    suspended: int = 0
+    starting: int = 0
+    ending: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.running + self.suspended + self.starting + self.ending
+
+    @classmethod
+    def of(cls, seen: Iterable[SeenSession]) -> Counts:
+        """Count sessions."""
+        words = [status_word(item.session) for item in seen]
+        known = {word: words.count(word) for word in ("running", "suspended", "starting")}
+        return cls(**known, ending=len(words) - sum(known.values()))
+
+
+def status_word(session: SessionInfo) -> str:
+    """Return running, suspended, starting or ending; another letter than R, S and T as it is."""
+    if session.is_starting():
+        return "starting"
+    return {"R": "running", "S": "suspended", "T": ENDING}.get(session.status, session.status)
+
+
+def type_word(session: SessionInfo) -> str:
+    """Return what kind of session it is, in a word."""
+    words = {"D": "desktop", "K": "kdrive", "R": "rootless", "S": "shadow", "P": "published"}
+    return words.get(session.get_session_type() or "", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class SeenServer:
+    """One server: its status, its sessions (None: not cached), its load (None: not cached)."""
+
+    status: ServerStatus
+    sessions: tuple[SeenSession, ...] | None
+    load: LoadReport | None
+
+    @property
+    def counts(self) -> Counts | None:
+        """Its sessions, counted; None where they are not cached."""
+        return None if self.sessions is None else Counts.of(self.sessions)
+
+    @property
+    def state(self) -> str:
+        """Return up, down or unknown."""
+        return {True: "up", False: "down", None: "unknown"}[self.status.up]
+
+    @property
+    def since_seconds(self) -> float | None:
+        """Seconds since it came up or went down."""
+        since_ms = self.status.since_ms
+        return None if since_ms is None else max(0, self.status.read_at_ms - since_ms) / 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The servers of the inventory, in its order; empty where no worker has published one."""
+
+    servers: tuple[SeenServer, ...]
+
+    @property
+    def sessions(self) -> tuple[SeenSession, ...]:
+        """The sessions of all servers."""
+        return tuple(seen for server in self.servers for seen in server.sessions or ())
+
+    @property
+    def oldest_age(self) -> float | None:
+        """Seconds since the longest-ago poll of sessions that is still cached."""
+        ages = [server.status.ages.get(Kind.SESSIONS) for server in self.servers]
+        return max((age for age in ages if age is not None), default=None)
+
+
+def sessions_of(view: View, username: str | None = None) -> tuple[SeenSession, ...]:
+    """Return a view's unfinished sessions, each once; with ``username`` only that user's."""
+    found: dict[tuple[str, str], SeenSession] = {}
+    for snapshot in view.snapshots:
+        for row in snapshot.sessions().without_finished().rows:
+            if username is None or row.username == username:
+                # Two users' own listings of one server both name a session that is shared.
+                found.setdefault((row.server, row.name), SeenSession(row, snapshot.age))
+    return tuple(found.values())
+
+
+def take_picture(cache: FleetCache) -> Picture:
+    """Ask for everything; raises CacheUnavailable, SchemaMismatch and SnapshotCorrupt."""
+    statuses = cache.servers()
+    listed = cache.view(Kind.SESSIONS)
+    sessions: dict[str, list[SeenSession]] = {snapshot.server: [] for snapshot in listed.snapshots}
+    for seen in sessions_of(listed):
+        sessions[seen.session.server].append(seen)
+    loads: dict[str, LoadReport] = {}
+    for snapshot in cache.view(Kind.LOAD).snapshots:
+        try:
+            loads[snapshot.server] = snapshot.load()
+        except ValueError:
+            continue
+    return Picture(
+        tuple(
+            SeenServer(status, tuple(sessions[status.id]) if status.id in sessions else None, loads.get(status.id))
+            for status in statuses
+        )
+    )

@@ -1,0 +1,73 @@
+"""results: what a command answers, and how it reaches the terminal, a pipe or a script."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, TextIO
+
+from x2gofleet.cli.tables import Block, Line, plain, wrapped
+from x2gofleet.cli.text import clean
+
+ANSWERED, NEGATIVE, USAGE, UNAVAILABLE = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A command's answer: for people, for scripts, what else to tell on stderr, and the exit status."""
+
+    document: dict[str, Any]
+    blocks: tuple[Block, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+    exit_status: int = ANSWERED
+
+
+def load_rich() -> ModuleType | None:
+    """Return the module that draws with rich, or None where rich is not installed."""
+    try:
+        from x2gofleet.cli import rich_output
+    except ImportError:
+        return None
+    return rich_output
+
+
+def show(result: Result, *, as_json: bool) -> None:
+    """Print a result: its document, or its blocks as fits stdout; notes go to stderr."""
+    if as_json:
+        print(json.dumps(result.document, indent=2))
+    elif result.blocks:
+        _show_blocks(result.blocks, sys.stdout)
+    sys.stdout.flush()
+    for note in result.notes:
+        tell(note)
+
+
+def _show_blocks(blocks: Sequence[Block], file: TextIO) -> None:
+    if not file.isatty():
+        print(plain(blocks), file=file)
+        return
+    rich_output = load_rich()
+    if rich_output is None:
+        print(plain(blocks, shutil.get_terminal_size().columns), file=file)
+        return
+    console = rich_output.console_for(file)
+    console.print(rich_output.renderable(blocks, console.width))
+
+
+def tell(text: str) -> None:
+    """Print one line on stderr; on a terminal it is wrapped at words."""
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    for line in wrapped(Line(f"x2gofleet: {clean(text)}", indent=2), width):
+        print(line, file=sys.stderr)
+
+
+def silence_stdout() -> None:
+    """Send what is still buffered for a reader that has gone (``| head``) nowhere, so that exiting stays quiet."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
