@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -28,6 +29,9 @@ COMMAND_TIMEOUT_SECONDS = 0.5
 _RESOLVED_FOR_SECONDS = 30.0
 _HAS_DRIVER_INFO = "driver_info" in inspect.signature(redis.Redis.__init__).parameters
 
+_URL_OPTIONS = {"db", "username", "password"}
+_PASSWORD_OPTION = re.compile(r"(?<=[?&]password=)[^&#]*", re.IGNORECASE)
+
 _Addresses = list[tuple[Any, ...]]
 
 
@@ -38,7 +42,11 @@ def url_from_environment() -> str:
 
 def redact_url(url: str) -> str:
     """Return ``url`` without its password, for messages."""
-    parts = urlsplit(url)
+    url = _PASSWORD_OPTION.sub("***", url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return re.sub(r"//.*@", "//***@", url)
     if parts.password is None:
         return url
     name = f"{parts.username}:***@" if parts.username else ":***@"
@@ -82,7 +90,8 @@ class Resolver:
             found: _Addresses = list(socket.getaddrinfo(*key, type=socket.SOCK_STREAM))
             with self._lock:
                 self._known[key] = (time.monotonic(), found)
-        except OSError:
+        except (OSError, UnicodeError):
+            # UnicodeError: what is no host name at all, such as a label of 64 letters.
             pass
         finally:
             with self._lock:
@@ -121,6 +130,24 @@ class ResolvedConnection(Connection):
         raise failure
 
 
+def _is_understood(url: str) -> bool:
+    """Whether redis-py would take ``url`` as it is meant: it ignores a database that is no number, and lets options
+    in a URL replace timeouts and the decoding of replies."""
+    try:
+        parts = urlsplit(url)
+        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        _ = parts.port
+    except ValueError:
+        return False
+    path = parts.path.removeprefix("/")
+    database = options["db"][-1] if "db" in options else path if parts.scheme == "redis" else ""
+    return (
+        (parts.scheme == "redis" or (parts.scheme == "unix" and path != ""))
+        and options.keys() <= _URL_OPTIONS
+        and re.fullmatch(r"[0-9]*", database) is not None
+    )
+
+
 def client_from_url(
     url: str,
     *,
@@ -132,7 +159,10 @@ def client_from_url(
 
     Raises ValueError for a URL of another form.
     """
-    scheme = urlsplit(url).scheme
+    if not _is_understood(url):
+        raise ValueError(
+            f"{redact_url(url)!r} is no Redis URL of this version: use redis://HOST:PORT/DB or unix:///PATH?db=DB"
+        )
     options: dict[str, Any] = {
         "socket_timeout": command_timeout_seconds,
         "socket_connect_timeout": connect_timeout_seconds,
@@ -146,12 +176,8 @@ def client_from_url(
     }
     if max_connections is not None:
         options["max_connections"] = max_connections
-    if scheme == "redis":
+    if urlsplit(url).scheme == "redis":
         options["connection_class"] = ResolvedConnection
-    elif scheme != "unix":
-        raise ValueError(
-            f"{redact_url(url)!r} is no Redis URL of this version: use redis://HOST:PORT/DB or unix:///PATH?db=DB"
-        )
     pool = redis.ConnectionPool.from_url(url, **options)
     return redis.Redis(connection_pool=pool)
 
