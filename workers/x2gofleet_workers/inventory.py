@@ -7,6 +7,7 @@ server of scope ``user`` makes targets ``user@server``.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -112,8 +113,12 @@ def load_inventory(path: str | Path) -> Fleet:
         raise InventoryError(
             name, "there is no such file", mend="give one by --inventory; docs/inventory.md shows an example"
         ) from None
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InventoryError(name, f"it can't be read: {exc}") from exc
+    except UnicodeDecodeError as exc:
+        line = exc.object.count(b"\n", 0, exc.start) + 1
+        raise InventoryError(name, "it is no UTF-8 text", line=line, mend="save it as UTF-8") from exc
+    except OSError as exc:
+        mend = f"see that it is a file that uid {os.getuid()} may read"
+        raise InventoryError(name, f"it can't be read: {exc.strerror or exc}", mend=mend) from exc
     return parse_inventory(text, name)
 
 
@@ -121,7 +126,8 @@ def parse_inventory(text: str, path: str = "fleet.toml") -> Fleet:
     """Validate the text of a fleet.toml; relative paths in it are relative to ``path``'s folder."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
+        # Not only TOMLDecodeError: tomllib lets through what int() says of 5000 digits, and deep nesting.
         line = re.search(r"at line (\d+)", str(exc))
         reason = re.sub(r" \(at (line .*|end of document)\)", "", str(exc))
         where = int(line[1]) if line else text.count("\n") + 1
@@ -133,10 +139,12 @@ class _Reader:
     """Validates one document; knows where in the text each key stands."""
 
     def __init__(self, text: str, path: str) -> None:
-        self._lines = text.splitlines()
+        self._lines = text.split("\n")
         self._path = path
+        self._raw: dict[str, Any] = {}
 
     def fleet(self, raw: dict[str, Any]) -> Fleet:
+        self._raw = raw
         if "import" in raw:
             self._fail(("import",), "", "importing profiles is not part of this version", "list servers and profiles")
         self._known((), raw, _TABLES)
@@ -157,18 +165,17 @@ class _Reader:
             servers[name] = self._server(name, table, defaults)
             logins[name] = {**defaults, **table}
             self._twin(name, servers)
-            if self._scope(("servers", name), logins[name]) == "user":
-                user = self._user(("servers", name), logins[name])
-                target = self._target(("servers", name), servers[name], logins[name], "user", user, intervals, ttls)
-            else:
-                user = self._user(("servers", name), logins[name])
-                target = self._target(("servers", name), servers[name], logins[name], "server", user, intervals, ttls)
+            where = ("servers", name)
+            scope, user = self._scope(where, logins[name]), self._user(where, logins[name])
+            target = self._target(where, servers[name], logins[name], scope, user, intervals, ttls)
             targets[target.id] = target
             by_server[name] = target.id
         profiles: dict[str, tuple[str, ...]] = {}
         profile_tables = self._table((), raw, "profiles")
         for name in profile_tables:
             table = self._table(("profiles",), profile_tables, name)
+            if not name or not name.isprintable():
+                self._fail(("profiles", name), "", f"{name!r} is no profile name", "use printable characters")
             chosen = self._profile_servers(name, table, servers)
             if "user" not in table:
                 if "key_file" in table:
@@ -209,19 +216,24 @@ class _Reader:
             self._fail(where, "", "host is missing", 'say where the server is: host = "10.0.0.1"')
         port = {**defaults, **table}.get("port", 22)
         if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
-            self._fail(
-                self._owner(where, table, "port"), "port", f"{port!r} is no port", "use a number from 1 to 65535"
-            )
+            self._fail(self._owner(where, "port"), "port", f"{_shown(port)} is no port", "use a number from 1 to 65535")
         weight = table.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1000:
-            self._fail(where, "weight", f"{weight!r} is no weight", "use a number above 0, 1.0 is normal")
+            self._fail(where, "weight", f"{_shown(weight)} is no weight", "use a number above 0, 1.0 is normal")
         drain = table.get("drain", False)
         if not isinstance(drain, bool):
-            self._fail(where, "drain", f"{drain!r} is neither true nor false", "write true or false without quotes")
+            self._fail(
+                where, "drain", f"{_shown(drain)} is neither true nor false", "write true or false without quotes"
+            )
+        host = self._text(where, table, "host")
+        if re.search(r"[\s/@\[\]]", host) or host.count(":") == 1:
+            self._fail(
+                where, "host", f"{_shown(host)} is no address", 'a name or an IP address alone; see "port", "user"'
+            )
         hostname = self._text(where, table, "hostname") if "hostname" in table else ""
         return Server(
             name,
-            self._text(where, table, "host"),
+            host,
             port,
             hostname,
             self._texts(where, table, "labels"),
@@ -252,16 +264,22 @@ class _Reader:
                 self._fail(
                     where, "", f"{key} is missing", f'set it here or in [defaults]: {key} = "/etc/x2gofleet/..."'
                 )
-            value = self._text(self._owner(where, login, key), login, key)
-            paths[key] = str((Path(self._path).parent / Path(value).expanduser()).absolute())
+            value = self._text(self._owner(where, key), login, key)
+            try:
+                paths[key] = str((Path(self._path).parent / Path(value).expanduser()).absolute())
+            except RuntimeError:
+                reason = f"{_shown(value)}: there is no such user"
+                self._fail(self._owner(where, key), key, reason, "write the path without '~'")
         command = login.get("command", "auto")
         if command not in ("auto", "wrapper"):
-            owner = self._owner(where, login, "command")
-            self._fail(owner, "command", f"{command!r} is no way to run the probe", 'use "auto" or "wrapper"')
+            owner = self._owner(where, "command")
+            self._fail(owner, "command", f"{_shown(command)} is no way to run the probe", 'use "auto" or "wrapper"')
         deadline = login.get("deadline", DEFAULT_DEADLINE_SECONDS)
         if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 1 <= deadline <= 300:
-            owner = self._owner(where, login, "deadline")
-            self._fail(owner, "deadline", f"{deadline!r} is no deadline", "use seconds from 1 to 300, 10 is normal")
+            owner = self._owner(where, "deadline")
+            self._fail(
+                owner, "deadline", f"{_shown(deadline)} is no deadline", "use seconds from 1 to 300, 10 is normal"
+            )
         chosen = _intervals(intervals, scope)
         return Target(
             target_id(server.id, user if scope == "user" else None),
@@ -293,9 +311,17 @@ class _Reader:
         for key, value in table.items():
             low, high = (0, 86400) if name == "intervals" else (1, 7 * 86400)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                self._fail((name,), key, f"{value!r} is no number of seconds", f"use a number from {low} to {high}")
+                self._fail(
+                    (name,), key, f"{_shown(value)} is no number of seconds", f"use a number from {low} to {high}"
+                )
+            if name == "intervals" and key == Kind.SESSIONS and value == 0:
+                self._fail(
+                    (name,), key, "sessions can't be switched off: the other kinds use their connection", "use 2"
+                )
             if name == "intervals" and 0 < value < 0.1:
-                self._fail((name,), key, f"{value!r} is too short", "use 0.1 s or more, or 0 to switch the kind off")
+                self._fail(
+                    (name,), key, f"{_shown(value)} is too short", "use 0.1 s or more, or 0 to switch the kind off"
+                )
             found[Kind(key)] = float(value)
         return found
 
@@ -319,24 +345,27 @@ class _Reader:
             self._fail(where, key, "the profile has no server", "name at least one, or a label that a server has")
         return chosen
 
-    def _scope(self, where: tuple[str, ...], login: dict[str, Any]) -> str:
+    def _scope(self, where: tuple[str, ...], login: dict[str, Any]) -> Scope:
         scope = login.get("scope", "server")
         if scope not in ("server", "user"):
-            self._fail(self._owner(where, login, "scope"), "scope", f"{scope!r} is no scope", 'use "server" or "user"')
-        return cast(str, scope)
+            self._fail(self._owner(where, "scope"), "scope", f"{_shown(scope)} is no scope", 'use "server" or "user"')
+        return cast(Scope, scope)
 
     def _user(self, where: tuple[str, ...], login: dict[str, Any]) -> str:
         if "user" not in login:
             self._fail(where, "", "user is missing", 'say as whom to log in, here or in [defaults]: user = "root"')
-        user = self._text(self._owner(where, login, "user"), login, "user")
+        user = self._text(self._owner(where, "user"), login, "user")
         if not is_username(user):
-            owner = self._owner(where, login, "user")
-            self._fail(owner, "user", f"{user!r} is no user name", "use letters, digits, '.', '_', '-' and '@'")
+            owner = self._owner(where, "user")
+            self._fail(owner, "user", f"{_shown(user)} is no user name", "use letters, digits, '.', '_', '-' and '@'")
         return user
 
-    def _owner(self, where: tuple[str, ...], table: dict[str, Any], key: str) -> tuple[str, ...]:
+    def _owner(self, where: tuple[str, ...], key: str) -> tuple[str, ...]:
         """Return the table that a merged value stands in."""
-        return where if self._line(where, key) is not None else ("defaults",)
+        table: Any = self._raw
+        for name in where:
+            table = table[name]
+        return where if key in table else ("defaults",)
 
     def _table(self, where: tuple[str, ...], raw: dict[str, Any], name: str) -> dict[str, Any]:
         value = raw.get(name, {})
@@ -348,13 +377,13 @@ class _Reader:
     def _text(self, where: tuple[str, ...], table: dict[str, Any], key: str) -> str:
         value = table[key]
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
-            self._fail(where, key, f"{value!r} is no text", "write it in quotes")
+            self._fail(where, key, f"{_shown(value)} is no text", "write it in quotes")
         return cast(str, value).strip()
 
     def _texts(self, where: tuple[str, ...], table: dict[str, Any], key: str) -> tuple[str, ...]:
         value = table.get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-            self._fail(where, key, f"{value!r} is no list of texts", f'for example {key} = ["mate"]')
+            self._fail(where, key, f"{_shown(value)} is no list of texts", f'for example {key} = ["mate"]')
         return tuple(value)
 
     def _known(self, where: tuple[str, ...], table: dict[str, Any], known: Iterable[str]) -> None:
@@ -384,6 +413,15 @@ class _Reader:
         name = ".".join((*where, key) if key else where)
         line = self._line(where, key) or (self._line(where, "") if where else None)
         raise InventoryError(self._path, reason, line=line, key=name, mend=mend)
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message: short, whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
