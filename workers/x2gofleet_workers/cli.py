@@ -52,11 +52,18 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="poll a fleet until stopped (SIGTERM, Ctrl-C)")
     _add_inventory(run)
     place = run.add_mutually_exclusive_group()
-    place.add_argument("--redis-url", help="redis://HOST:PORT/DB or unix:///PATH (default: X2GOFLEET_REDIS_URL, or "
-                       "redis://127.0.0.1:6379/0)")
-    place.add_argument("--embedded", action="store_true", help="start a Valkey of its own on a unix socket, for one host")
-    run.add_argument("--namespace", default=os.environ.get("X2GOFLEET_NAMESPACE") or DEFAULT_NAMESPACE,
-                     help="prefix of all keys (default: X2GOFLEET_NAMESPACE, or x2gofleet)")
+    place.add_argument(
+        "--redis-url",
+        help="redis://HOST:PORT/DB or unix:///PATH (default: X2GOFLEET_REDIS_URL, or redis://127.0.0.1:6379/0)",
+    )
+    place.add_argument(
+        "--embedded", action="store_true", help="start a Valkey of its own on a unix socket, for one host"
+    )
+    run.add_argument(
+        "--namespace",
+        default=os.environ.get("X2GOFLEET_NAMESPACE") or DEFAULT_NAMESPACE,
+        help="prefix of all keys (default: X2GOFLEET_NAMESPACE, or x2gofleet)",
+    )
     run.add_argument("--worker-id", default="", help="a name for this worker (default: host name and process id)")
     run.add_argument("--verbose", action="store_true", help="log more")
     run.set_defaults(run=_run)
@@ -80,8 +87,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_inventory(parser: argparse.ArgumentParser) -> None:
     default = os.environ.get("X2GOFLEET_INVENTORY")
-    parser.add_argument("--inventory", metavar="FILE", default=default, required=default is None,
-                        help="fleet.toml (default: X2GOFLEET_INVENTORY)")
+    parser.add_argument(
+        "--inventory",
+        metavar="FILE",
+        default=default,
+        required=default is None,
+        help="fleet.toml (default: X2GOFLEET_INVENTORY)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -112,6 +124,9 @@ def _run(args: argparse.Namespace) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     fleet = load_inventory(args.inventory)
     Keys(args.namespace)
     with ExitStack() as stack:
@@ -121,13 +136,10 @@ def _run(args: argparse.Namespace) -> int:
         else:
             url = args.redis_url or url_from_environment()
             client_from_url(url).close()
-        return _run_worker(fleet, WorkerSettings(url, args.namespace, args.worker_id))
+        return _run_worker(fleet, WorkerSettings(url, args.namespace, args.worker_id), stop)
 
 
-def _run_worker(fleet: Fleet, settings: WorkerSettings) -> int:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+def _run_worker(fleet: Fleet, settings: WorkerSettings, stop: threading.Event) -> int:
     worker = Worker(fleet, settings)
     log = logging.getLogger("x2gofleet_workers")
     log.info(

@@ -57,19 +57,11 @@ class EmbeddedValkey:
         """Start the server and wait until it answers; raises EmbeddedValkeyError."""
         binary = _binary()
         self._directory = Path(tempfile.mkdtemp(prefix="x2gofleet-valkey-"))
-        self._process = subprocess.Popen(
-            [
-                *(str(binary), "--port", "0", "--unixsocket", str(self._directory / "valkey.sock")),
-                *("--unixsocketperm", "700", "--dir", str(self._directory), "--save", "", "--appendonly", "no"),
-                *("--maxmemory", self._maxmemory, "--maxmemory-policy", "noeviction", "--daemonize", "no"),
-                *("--logfile", str(self._directory / "valkey.log")),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
+        try:
+            self._process = self._launch(binary, self._directory)
+        except OSError as exc:
+            self.stop()
+            raise EmbeddedValkeyError(f"{binary} can't be run: {exc}") from exc
         deadline = time.monotonic() + _START_SECONDS
         client = client_from_url(self.url)
         try:
@@ -86,6 +78,21 @@ class EmbeddedValkey:
         finally:
             client.close()
         return self
+
+    def _launch(self, binary: Path, directory: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [
+                *(str(binary), "--port", "0", "--unixsocket", str(directory / "valkey.sock")),
+                *("--unixsocketperm", "700", "--dir", str(directory), "--save", "", "--appendonly", "no"),
+                *("--maxmemory", self._maxmemory, "--maxmemory-policy", "noeviction", "--daemonize", "no"),
+                *("--logfile", str(directory / "valkey.log")),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
 
     def _said(self) -> str:
         if self._directory is None:
