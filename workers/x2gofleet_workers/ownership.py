@@ -94,15 +94,21 @@ class Ownership:
         with self._lock:
             return tuple(self._held)
 
-    def reacquire(self, target: str) -> Lease | None:
-        """Take a lease again that proved to be lost, where nobody else has it; None where somebody has."""
+    def reacquire(self, lost: Lease) -> Lease | None:
+        """Take a lease again that proved to be lost, where nobody else has it; None where somebody has.
+
+        Then the target is not polled any more, and the next tick gives it up.
+        """
         with self._lock:
+            held = self._held.get(lost.target)
+            if held is None or held.lease != lost:
+                return None
             before = self._monotonic()
-            taken = self._store.acquire(target, ttl_ms=self.ttl_ms)
+            taken = self._store.acquire(lost.target, ttl_ms=self.ttl_ms)
             if isinstance(taken, Lease):
-                self._held[target] = _Held(taken, before)
+                self._held[lost.target] = _Held(taken, before)
                 return taken
-        self._drop(target)
+            held.renewed = -math.inf
         return None
 
     def start(self) -> None:
@@ -111,10 +117,13 @@ class Ownership:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop ticking, release all leases, leave the fleet. Never raises: what can't be released expires."""
+        """Stop ticking, release all leases, leave the fleet. Never raises: what can't be released expires.
+
+        Takes 1 s and one command's timeout at most, also where Redis hangs.
+        """
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(self._ttl)
+            self._thread.join(1.0)
         try:
             for target in self.owned():
                 held = self._held.pop(target, None)

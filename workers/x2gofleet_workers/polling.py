@@ -7,10 +7,11 @@ connection, the slow one (mounts, desktops) can't delay it.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from x2gofleet.errors import CacheUnavailable, ConnectionLost, OutageError, PollError, SetupError
@@ -21,7 +22,7 @@ from x2gofleet.snapshot import digest_of
 from x2gofleet.store import Lease, Listing, Outcome, Store
 from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS, Target
 from x2gofleet_workers.ownership import Ownership
-from x2gofleet_workers.probe import UNKNOWN_SIGNATURE, Request, Section, start_command
+from x2gofleet_workers.probe import UNKNOWN_SIGNATURE, Answer, Request, Section, start_command
 from x2gofleet_workers.proof import Proven, prove_desktops, prove_load, prove_mounts, prove_sessions
 from x2gofleet_workers.ssh import Deadline, ProbeChannel, SshConnection
 
@@ -58,7 +59,7 @@ class PollReport:
     errors: dict[Kind, str] = field(default_factory=dict)
 
 
-class NotOwner(Exception):
+class NotOwnerError(Exception):
     """This worker does not hold the target's lease."""
 
 
@@ -97,6 +98,7 @@ class TargetPoller:
         self._seq_lock = threading.Lock()
         self._seq = 0
         self.conditional = False
+        self.users_targets: set[str] = set()
         self.held: _Held | None = None
 
     @property
@@ -107,7 +109,7 @@ class TargetPoller:
 
     def may_try(self) -> bool:
         """Whether the back-off after a failure is over."""
-        return self._monotonic() >= self._quick.retry_at
+        return self._quick.may_try()
 
     def poll_quick(self) -> PollReport:
         """Poll the quick kinds that are due."""
@@ -128,6 +130,8 @@ class TargetPoller:
         report = PollReport()
         quick = [kind for kind in kinds if kind in QUICK_KINDS]
         slow = [kind for kind in kinds if kind in SLOW_KINDS]
+        if username is not None and not is_username(username):
+            raise ValueError(f"{username!r} is no user name")
         needs_users = Kind.DESKTOPS in slow and self.target.scope == "server" and username is None
         if quick or not self.connected or (needs_users and self.held is None):
             found = self._quick.poll(quick or [Kind.SESSIONS], force=True)
@@ -146,11 +150,17 @@ class TargetPoller:
         """Drop what is cached of this target, and have the next poll list in full."""
         lease = self._lease()
         self.held = None
-        self._store.discard(lease, tuple(Kind))
+        if self._store.discard(lease, tuple(Kind)) is Outcome.LOST:
+            raise NotOwnerError(self.target.id)
+        while self.users_targets:
+            self._slow.discard(self.users_targets.pop())
 
     def close(self) -> None:
         """Cut the connection, and with it any running poll."""
         self._closed = True
+        for lane in (self._quick, self._slow):
+            if lane.deadline is not None:
+                lane.deadline.cancel()
         self.drop_connection()
 
     def drop_connection(self) -> None:
@@ -161,13 +171,17 @@ class TargetPoller:
         if connection is not None:
             connection.close()
 
+    def is_closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
+
     def _worn(self) -> bool:
         return self._monotonic() - self._connected_at > RECYCLE_SECONDS
 
     def _lease(self) -> Lease:
         lease = self._ownership.lease(self.target.id)
         if lease is None:
-            raise NotOwner(self.target.id)
+            raise NotOwnerError(self.target.id)
         return lease
 
     def next_seq(self) -> int:
@@ -180,7 +194,8 @@ class TargetPoller:
         """Return the lane's probe; the quick lane connects where there is no connection."""
         if self._connection is not None and (self._worn() or not self._connection.alive) and lane is self._quick:
             self.drop_connection()
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             if lane is not self._quick:
                 raise ConnectionLost(f"there is no connection to {self.target.server} now")
             connection = SshConnection.open(self.target.endpoint, deadline)
@@ -191,10 +206,12 @@ class TargetPoller:
                 self._connection = connection
                 self._connected_at = self._monotonic() - random.uniform(0, RECYCLE_SECONDS / 4)
             self.counters.connections += 1
-        if lane.channel is None:
+        channel = lane.channel
+        if channel is None or lane.connection is not connection:
             as_root = self.target.scope == "server" and self.target.endpoint.user != "root"
-            lane.channel = self._connection.start_probe(start_command(self.target.command, as_root=as_root), deadline)
-        return lane.channel
+            channel = connection.start_probe(start_command(self.target.command, as_root=as_root), deadline)
+            lane.channel, lane.connection = channel, connection
+        return channel
 
     def record_failure(self, lease: Lease, kinds: Iterable[Kind], exc: PollError, *, retry_seconds: float) -> None:
         """Record a failure in Redis, for as long as the next try may take to come."""
@@ -252,20 +269,26 @@ class _Lane:
 
     def __init__(self, poller: TargetPoller, kinds: tuple[Kind, ...]) -> None:
         self.channel: ProbeChannel | None = None
+        self.connection: SshConnection | None = None
+        self.deadline: Deadline | None = None
         self._poller = poller
         self._kinds = tuple(kind for kind in kinds if poller.target.intervals[kind] > 0)
         self._lock = threading.Lock()
         self._started: dict[Kind, float] = {}
         self._quick = kinds == QUICK_KINDS
-        self._failures = 0
-        self._told = ""
-        self.retry_at = 0.0
+        self._failures: dict[Kind, int] = {}
+        self._retry_at: dict[Kind, float] = {}
+        self._told: dict[Kind, str] = {}
+        self._told_rejected: dict[Kind, frozenset[str]] = {}
 
     def due(self) -> list[Kind]:
         """Return the kinds whose interval has passed, nearly: a tick may come a little early."""
         now = self._poller._monotonic()
         return [
-            kind for kind in self._kinds if now - self._started.get(kind, -1e9) >= self._interval(kind) * (1 - _EARLY)
+            kind
+            for kind in self._kinds
+            if now >= self._retry_at.get(kind, -math.inf)
+            and now - self._started.get(kind, -math.inf) >= self._interval(kind) * (1 - _EARLY)
         ]
 
     def _interval(self, kind: Kind) -> float:
@@ -287,7 +310,7 @@ class _Lane:
                 self._started[kind] = now
             try:
                 self._poll(list(kinds), report, force=force, users=users)
-            except NotOwner:
+            except NotOwnerError:
                 report.errors.update(dict.fromkeys(kinds, "this worker does not own the target any more"))
             except CacheUnavailable as exc:
                 report.errors.update(dict.fromkeys(kinds, str(exc)))
@@ -299,7 +322,9 @@ class _Lane:
         lease = poller._lease()
         poller.counters.polls += 1
         seconds = poller.target.deadline_seconds * (1 if self._quick else SLOW_DEADLINE_FACTOR)
-        deadline = Deadline(seconds)
+        self.deadline = deadline = Deadline(seconds)
+        if poller.is_closed():
+            raise NotOwnerError(poller.target.id)
         try:
             channel = poller.channel(self, deadline)
             for _ in range(2):
@@ -307,35 +332,46 @@ class _Lane:
                 if not again:
                     break
                 # What is stored is not what this worker means (flushed, or another owner's): list in full at once.
-                kinds, force = again, True
+                kinds, force = list(dict.fromkeys(again)), True
                 lease = poller._lease()
         except PollError as exc:
             self._drop_broken()
-            if poller._closed:
+            if poller.is_closed():
                 return
             report.errors.update(dict.fromkeys(kinds, str(exc)))
             unreachable = [kind for kind in Kind if self._quick and poller.target.intervals[kind] > 0]
             self._failed(lease, sorted({*kinds, *unreachable}), exc)
-        except (NotOwner, CacheUnavailable):
+        except BaseException:
             if self.channel is not None and not self.channel.idle:
                 self._drop_broken()
             raise
 
     def _failed(self, lease: Lease, kinds: Sequence[Kind], exc: PollError) -> None:
-        self._failures += 1
+        failures = 1 + max(self._failures.get(kind, 0) for kind in kinds)
+        delay = self._poller.backoff(exc, failures)
+        self._failures.update(dict.fromkeys(kinds, failures))
+        self._retry_at.update(dict.fromkeys(kinds, self._poller._monotonic() + delay))
         text = f"{type(exc).__name__}: {exc}"
-        if text != self._told:
+        if any(self._told.get(kind) != text for kind in kinds):
             log.warning("%s: %s", self._poller.target.id, text)
-            self._told = text
-        delay = self._poller.backoff(exc, self._failures)
-        self.retry_at = self._poller._monotonic() + delay
+            self._told.update(dict.fromkeys(kinds, text))
         self._poller.record_failure(lease, kinds, exc, retry_seconds=delay)
 
-    def _succeeded(self) -> None:
-        self._failures, self.retry_at = 0, 0.0
-        if self._told:
+    def _succeeded(self, kinds: Collection[Kind]) -> None:
+        """Forget failures of these kinds, and what was said of the other lane's while the server was unreachable."""
+        over = [kind for kind in self._failures if kind in kinds or kind not in self._kinds]
+        if not kinds or not over:
+            return
+        for kind in over:
+            for known in (self._failures, self._retry_at, self._told):
+                known.pop(kind, None)
+        if not self._failures:
             log.info("%s: answers again", self._poller.target.id)
-            self._told = ""
+
+    def may_try(self) -> bool:
+        """Whether the back-off of any kind is over."""
+        now = self._poller._monotonic()
+        return any(now >= self._retry_at.get(kind, -math.inf) for kind in self._kinds)
 
     def _drop_broken(self) -> None:
         """Give up what can't be used after a broken conversation."""
@@ -389,10 +425,14 @@ class _Lane:
         request = Request(poller.target.scope, tuple(sections), max(1, int(deadline.left()) - 1))
         again: list[Kind] = []
         waiting = list(users)
-        failures: list[tuple[Kind, PollError]] = []
+        failures: dict[Kind, PollError] = {}
         unwritten: CacheUnavailable | None = None
         lost = False
-        for section, answer in channel.ask(request, deadline):
+        answered: Iterable[tuple[Section, Answer]] = channel.ask(request, deadline)
+        if self._quick:
+            # Quick sections come at once: believed together with the end of their answer.
+            answered = list(answered)
+        for section, answer in answered:
             name = poller.target.id
             if section.kind is Kind.DESKTOPS and poller.target.scope == "server":
                 name = target_id(poller.target.server, waiting.pop(0))
@@ -402,7 +442,7 @@ class _Lane:
             try:
                 outcome = self._keep(section, channel, answer.mark, lease, name, polled_at_ms, duration_ms, started)
             except PollError as exc:
-                failures.append((section.kind, exc))
+                failures.setdefault(section.kind, exc)
                 continue
             except CacheUnavailable as exc:
                 # The rest of the answer is read all the same, so that the probe can be asked again.
@@ -421,15 +461,14 @@ class _Lane:
             raise unwritten
         if lost:
             poller.held = None
-            if poller._ownership.reacquire(poller.target.id) is None:
-                raise NotOwner(poller.target.id)
-        for kind, failure in failures:
+            if poller._ownership.reacquire(lease) is None:
+                raise NotOwnerError(poller.target.id)
+        for kind, failure in failures.items():
             report.errors[kind] = str(failure)
-            self._failed(lease, [kind], failure)
             if kind is Kind.SESSIONS:
                 poller.held = None
-        if not failures:
-            self._succeeded()
+            self._failed(lease, [kind], failure)
+        self._succeeded(set(kinds) - failures.keys())
         return again
 
     def _keep(
@@ -464,8 +503,7 @@ class _Lane:
         if kind is Kind.SESSIONS:
             poller.counters.full_listings += 1
         proven = poller.judge(section, mark, channel)
-        if proven.rejected:
-            log.warning("%s: %d row(s) of %s left out: %s", name, len(proven.rejected), kind, proven.rejected[0])
+        self._tell_rejected(name, kind, proven.rejected)
         listing = Listing(
             kind,
             proven.stdout,
@@ -486,6 +524,13 @@ class _Lane:
             poller.held = _Held(section.signature, listing.digest, lease, started, users)
         return outcome
 
+    def _tell_rejected(self, name: str, kind: Kind, rejected: tuple[str, ...]) -> None:
+        """Log rows that were left out, once for as long as it is the same ones."""
+        reasons = frozenset(reason.partition(": ")[2] for reason in rejected)
+        if reasons and reasons != self._told_rejected.get(kind):
+            log.warning("%s: %d row(s) of %s left out: %s", name, len(rejected), kind, rejected[0])
+        self._told_rejected[kind] = reasons
+
     def _store(self, lease: Lease, name: str, listing: Listing) -> Outcome:
         poller = self._poller
         if name == poller.target.id:
@@ -494,7 +539,16 @@ class _Lane:
         taken = poller._store.acquire(name, ttl_ms=poller._ownership.ttl_ms)
         if not isinstance(taken, Lease):
             return Outcome.OLDER
+        poller.users_targets.add(name)
         try:
             return poller._store.store(taken, poller.next_seq(), listing)
         finally:
             poller._store.release(taken)
+
+    def discard(self, name: str) -> None:
+        """Drop the desktops of one user."""
+        store = self._poller._store
+        taken = store.acquire(name, ttl_ms=self._poller._ownership.ttl_ms)
+        if isinstance(taken, Lease):
+            store.discard(taken, (Kind.DESKTOPS,))
+            store.release(taken)

@@ -8,6 +8,7 @@ What the sections hold is judged in proof.py.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ PROBE_LIFE_SECONDS = 7200
 MAX_NOISE_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 UNKNOWN_SIGNATURE = "-"
+_STATUS = re.compile(rb"[0-9]{1,3}\Z")
+_UID = re.compile(r"[0-9]{1,10}\Z")
 
 
 def probe_text() -> str:
@@ -104,8 +107,9 @@ class Answer:
     ``feed`` yields each section when it is complete; after the end mark ``done`` is set, with ``uid`` and ``host``.
     """
 
-    def __init__(self, mark: str) -> None:
-        self.mark = mark.encode()
+    def __init__(self, request: Request) -> None:
+        self.mark = request.mark.encode()
+        self._waiting = [Kind(section.partition("=")[0]) for section in request.sections]
         self.done = False
         self.uid = -1
         self.host = ""
@@ -143,9 +147,14 @@ class Answer:
         body = self._buffer[:at]
         self._take(line_end + 1)
         self._begun = None
-        if not status.isdigit():
+        if not _STATUS.match(status):
             raise NotProven(f"the {kind.value} section ends without an exit status")
-        return Section(kind, attributes, body, int(status))
+        return self._expected(Section(kind, attributes, body, int(status)))
+
+    def _expected(self, section: Section) -> Section:
+        if not self._waiting or self._waiting.pop(0) is not section.kind:
+            raise NotProven(f"the answer has {section.kind.value} that were not asked for there")
+        return section
 
     def _take(self, length: int) -> None:
         self._buffer = self._buffer[length:]
@@ -166,11 +175,15 @@ class Answer:
             case "begin":
                 self._begun = (_kind(words[2]), attributes)
             case "same":
-                return Section(_kind(words[2]), attributes, same=True)
+                if words[2] != Kind.SESSIONS:
+                    raise NotProven("only sessions can be the same as before")
+                return self._expected(Section(Kind.SESSIONS, attributes, same=True))
             case "done":
                 attributes = dict(word.partition("=")[::2] for word in words[2:])
-                if not attributes.get("uid", "").isdigit() or "host" not in attributes:
+                if not _UID.match(attributes.get("uid", "")) or "host" not in attributes:
                     raise NotProven("the answer's end does not tell user and host name")
+                if self._waiting:
+                    raise NotProven(f"the answer lacks the {self._waiting[0].value}")
                 self.uid, self.host, self.done = int(attributes["uid"]), attributes["host"], True
             case "error":
                 raise NotProven(f"the probe refused the request: {' '.join(words[2:])}")

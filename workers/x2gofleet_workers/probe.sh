@@ -184,6 +184,6 @@ while read -r verb mark scope seconds sections; do
   case $mark in '' | *[!0-9a-f]*) mark=-; refuse 'no boundary'; continue ;; esac
   case $verb in poll) ;; *) refuse 'unknown verb'; continue ;; esac
   case $scope in server | user) ;; *) refuse 'unknown scope'; continue ;; esac
-  case $seconds in '' | *[!0-9]*) refuse 'no timeout'; continue ;; esac
+  case $seconds in '' | 0* | *[!0-9]*) refuse 'no timeout'; continue ;; esac
   answer "$sections"
 done

@@ -22,6 +22,7 @@ _COMMAND_NOT_FOUND = (126, 127)
 _TIMED_OUT = (124, 137)
 _DESKTOP = re.compile(rb"[^@|\s]+@:\d+\Z")
 _STATUSES = frozenset((b"R", b"S", b"F", b"T"))
+_STATUS = re.compile(rb"[0-9]{1,3}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ def _split_records(body: bytes, mark: bytes) -> tuple[list[bytes], bytes, list[b
         raise NotProven("the answer has no listing")
     raw, found, tail = rest.partition(b"\n" + mark + b" listed ")
     status, newline, after = tail.partition(b"\n")
-    if not found or not newline or not status.isdigit():
+    if not found or not newline or not _STATUS.match(status):
         raise NotProven("the listing was cut short")
     for line in after.split(b"\n"):
         _record_error(line, mark)
@@ -221,6 +222,8 @@ def _against_records(section: Section, *, host: str, mark: bytes, stderr: bytes)
             mend="the check needs perl with DBI and DBD::SQLite, which x2goserver itself depends on",
         )
     lines_before, raw, lines_after, status = _split_records(section.body, mark)
+    if section.status != 0:
+        raise NotProven(f"the reading of the session database ended with exit status {section.status}: {show(stderr)}")
     _check_status(Section(section.kind, {}, raw, status), "x2golistsessions_root", stderr)
     every_before, every_after = _records(lines_before, mark), _records(lines_after, mark)
     own = host.encode()

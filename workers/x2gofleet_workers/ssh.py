@@ -43,6 +43,9 @@ _resolver = Resolver()
 
 TCP_USER_TIMEOUT_MS = 15_000
 _STDERR_KEPT_BYTES = 4096
+_STDERR_DRAINED_SECONDS = 0.5
+_STATUS_WAIT_SECONDS = 2.0
+_CUT_AFTER_SECONDS = 0.5
 _WEAK_ALGORITHMS = {
     "kex": ["diffie-hellman-group14-sha1", "diffie-hellman-group-exchange-sha1", "diffie-hellman-group1-sha1"],
     "ciphers": ["aes128-cbc", "aes192-cbc", "aes256-cbc", "3des-cbc"],
@@ -69,6 +72,20 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._at = time.monotonic() + seconds
+        self._cancelled = False
+        self._sock: socket.socket | None = None
+
+    def watch(self, sock: socket.socket) -> None:
+        """Have ``cancel`` cut this socket."""
+        self._sock = sock
+        if self._cancelled:
+            _shut(sock)
+
+    def cancel(self) -> None:
+        """Let the deadline pass now, and wake whoever waits for the socket."""
+        self._cancelled, self._at = True, time.monotonic()
+        if self._sock is not None:
+            _shut(self._sock)
 
     @property
     def at(self) -> float:
@@ -144,8 +161,8 @@ _reaper = _Reaper()
 
 
 @contextmanager
-def _guarded(sock: socket.socket, deadline: Deadline) -> Iterator[None]:
-    guard = _Guard(deadline.at, sock)
+def _guarded(sock: socket.socket, deadline: Deadline, *, grace_seconds: float = 0.0) -> Iterator[None]:
+    guard = _Guard(deadline.at + grace_seconds, sock)
     _reaper.guard(guard)
     try:
         yield
@@ -203,12 +220,18 @@ class SshConnection:
         try:
             with _guarded(self._sock, deadline):
                 channel = self._transport.open_session(timeout=deadline.left())
-                channel.settimeout(deadline.left())
-                channel.exec_command(command)
-                probe = ProbeChannel(channel, self._sock, self.endpoint)
-                probe.read_hello(deadline)
+                try:
+                    channel.settimeout(deadline.left())
+                    channel.exec_command(command)
+                    probe = ProbeChannel(channel, self._sock, self.endpoint)
+                    probe.read_hello(deadline)
+                except BaseException:
+                    _close(channel)
+                    raise
                 return probe
-        except (paramiko.SSHException, EOFError, OSError) as exc:
+        except PollError:
+            raise
+        except Exception as exc:
             if deadline.passed():
                 raise deadline.exceeded() from exc
             raise ConnectionLost(f"the probe could not be started: {_text(exc)}") from exc
@@ -237,7 +260,7 @@ class ProbeChannel:
         while True:
             data = self._receive(deadline)
             if not data:
-                raise self._ended(noise)
+                raise self._ended(noise, deadline)
             noise += data
             *lines, rest = noise.split(b"\n")
             for index, line in enumerate(lines):
@@ -249,8 +272,10 @@ class ProbeChannel:
             if len(noise) > MAX_NOISE_BYTES:
                 raise NotProven(f"the login prints more than {MAX_NOISE_BYTES} bytes before the probe greets")
 
-    def _ended(self, noise: bytes) -> PollError:
+    def _ended(self, noise: bytes, deadline: Deadline) -> PollError:
         """Return the error for a probe that ended before it greeted, by what the server said."""
+        # The exit status comes after the end of the output.
+        self._channel.status_event.wait(min(_STATUS_WAIT_SECONDS, deadline.left()))
         self._drain_stderr()
         said = show(self._stderr.strip() or noise.strip())
         status = self._channel.recv_exit_status() if self._channel.exit_status_ready() else None
@@ -280,9 +305,11 @@ class ProbeChannel:
         self.requests += 1
         self.idle = False
         self._stderr = b""
-        answer = Answer(request.mark)
+        answer = Answer(request)
         try:
-            with _guarded(self._sock, deadline):
+            # Waits for data end at the deadline by themselves, at the cost of this channel alone; the other probe's
+            # connection is cut only where paramiko does not come back from sending.
+            with _guarded(self._sock, deadline, grace_seconds=_CUT_AFTER_SECONDS):
                 self._channel.settimeout(deadline.left())
                 self._channel.sendall(request.line())
                 data, self._early = self._early, b""
@@ -298,8 +325,12 @@ class ProbeChannel:
                         self._drain_stderr()
                         yield section, answer
                     data = b""
+                if answer.uid != self.hello.uid:
+                    raise NotProven(f"the probe greeted as uid {self.hello.uid} and answered as uid {answer.uid}")
                 self.idle = True
-        except (paramiko.SSHException, EOFError, OSError) as exc:
+        except PollError:
+            raise
+        except Exception as exc:
             if deadline.passed():
                 raise deadline.exceeded() from exc
             raise ConnectionLost(f"the connection ended in the middle of a poll: {_text(exc)}") from exc
@@ -319,20 +350,27 @@ class ProbeChannel:
             self._stderr = (self._stderr + self._channel.recv_stderr(32768))[-_STDERR_KEPT_BYTES:]
 
     def _receive(self, deadline: Deadline) -> bytes:
-        try:
-            self._channel.settimeout(deadline.left())
-            data: bytes = self._channel.recv(65536)
-        except TimeoutError as exc:
-            raise deadline.exceeded() from exc
-        if not data and deadline.passed():
-            raise deadline.exceeded()
-        self._drain_stderr()
-        return data
+        while True:
+            # Now and then stderr is emptied while stdout is waited for: a command must not block on a full one.
+            self._channel.settimeout(min(_STDERR_DRAINED_SECONDS, deadline.left()))
+            try:
+                data: bytes = self._channel.recv(65536)
+            except TimeoutError:
+                self._drain_stderr()
+                continue
+            if not data and deadline.passed():
+                raise deadline.exceeded()
+            self._drain_stderr()
+            return data
 
     def close(self) -> None:
         """End the probe: it reads end of input."""
-        with suppress(paramiko.SSHException, EOFError, OSError):
-            self._channel.close()
+        _close(self._channel)
+
+
+def _close(channel: paramiko.Channel) -> None:
+    with suppress(paramiko.SSHException, EOFError, OSError):
+        channel.close()
 
 
 def _text(exc: BaseException) -> str:
@@ -371,6 +409,8 @@ def _known_keys(endpoint: Endpoint) -> dict[str, paramiko.PKey]:
         raise HostKeyUnknown(f"the file {path} does not exist", mend=add) from None
     except OSError as exc:
         raise HostKeyUnknown(f"the file {path} can't be read: {exc.strerror}") from exc
+    except Exception as exc:
+        raise HostKeyUnknown(f"the file {path} holds what is no host key: {_text(exc)}", mend=add) from exc
     found = hosts.lookup(name)
     keys = {kind: found[kind] for kind in found} if found else {}
     if not keys:
@@ -385,10 +425,12 @@ def _connect(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
     except OSError as exc:
         raise Unreachable(f"{where}: {exc}", mend="see whether the name is right and DNS answers") from exc
     failure: OSError | None = None
-    for family, kind, protocol, _, address in addresses:
+    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
         sock = socket.socket(family, kind, protocol)
+        deadline.watch(sock)
         try:
-            sock.settimeout(deadline.left())
+            # One address that swallows packets leaves time for the others.
+            sock.settimeout(deadline.left() / (len(addresses) - tried))
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -441,7 +483,8 @@ def _negotiate(
         _shut(sock)
         transport.close()
         raise
-    except (paramiko.SSHException, EOFError, OSError) as exc:
+    except Exception as exc:
+        # Of any class: paramiko hands on whatever its reading of the server's packets raised.
         _shut(sock)
         transport.close()
         if isinstance(exc, paramiko.ssh_exception.IncompatiblePeer) and "host key" in str(exc):
@@ -467,7 +510,7 @@ def _authenticate(transport: paramiko.Transport, endpoint: Endpoint, key: parami
         raise AuthenticationFailed(
             f"{where} refused the key {endpoint.key_file} ({key.fingerprint}) for {endpoint.user}", mend=mend
         ) from exc
-    except (paramiko.SSHException, EOFError, OSError) as exc:
+    except Exception as exc:
         if deadline.passed():
             raise deadline.exceeded() from exc
         raise ConnectionLost(f"{where} ended the connection while logging in: {_text(exc)}") from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from x2gofleet.connection import client_from_url, redact_url
-from x2gofleet.errors import CacheUnavailable
+from x2gofleet.errors import CacheUnavailable, FleetError, SnapshotCorrupt
+from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Store
 from x2gofleet_workers.inventory import Fleet
 from x2gofleet_workers.ownership import Ownership
-from x2gofleet_workers.polling import QUICK_KINDS, SLOW_KINDS, NotOwner, PollReport, TargetPoller
+from x2gofleet_workers.polling import QUICK_KINDS, SLOW_KINDS, NotOwnerError, PollReport, TargetPoller
 from x2gofleet_workers.schedule import Schedule
 
 CONNECTING_THREADS = 16
@@ -29,6 +31,8 @@ STOP_SECONDS = 5.0
 _REDIS_CONNECT_SECONDS = 1.0
 _REDIS_COMMAND_SECONDS = 2.0
 _REQUEST_WAIT_SECONDS = 1.0
+
+_WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,80}\Z")
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ class Worker:
     def __init__(self, fleet: Fleet, settings: WorkerSettings) -> None:
         self.fleet, self.settings = fleet, settings
         self.id = settings.worker_id or default_worker_id()
+        if not _WORKER_ID.match(self.id):
+            raise ValueError(f"{self.id!r} is no worker id: use 1 to 80 letters, digits, '.', '_' and '-'")
         self._keys = Keys(settings.namespace)
         self._store, self._lease_store, self._request_store = (self._new_store() for _ in range(3))
         self.ownership = Ownership(
@@ -109,6 +115,9 @@ class Worker:
         for poller in self.pollers.values():
             poller.close()
         self.ownership.stop()
+        for poller in self.pollers.values():
+            # Gained while it was stopping.
+            poller.close()
         self._connecting.shutdown(wait=False, cancel_futures=True)
         self._requests.shutdown(wait=False, cancel_futures=True)
         for store in (self._store, self._lease_store, self._request_store):
@@ -125,7 +134,7 @@ class Worker:
                     self._publish()
                     next_publication = time.monotonic() + PUBLISH_SECONDS
                     told = ""
-                except CacheUnavailable as exc:
+                except FleetError as exc:
                     if not told:
                         log.error(
                             "%s can't be used: %s. Start a Redis or Valkey there, give another --redis-url, or use "
@@ -138,13 +147,20 @@ class Worker:
 
     def _publish(self) -> None:
         published = self.fleet.published()
-        before = self._request_store.published()
+        before = self._published()
         self._request_store.publish(published)
         if before is not None and before.version != published.version:
             gone = set(before.targets) - set(published.targets)
             if gone:
                 log.info("no longer in the inventory, dropped: %s", ", ".join(sorted(gone)))
                 self._request_store.drop_targets(gone)
+
+    def _published(self) -> PublishedFleet | None:
+        try:
+            return self._request_store.published()
+        except SnapshotCorrupt as exc:
+            log.warning("%s", exc)
+            return None
 
     def _gain(self, name: str) -> None:
         target = self.fleet.targets[name]
@@ -216,7 +232,7 @@ class Worker:
     def _answer(self, request: dict[str, Any]) -> None:
         request_id, target = str(request.get("id", "")), str(request.get("target", ""))
         if request.get("operation") == "check":
-            published = self._request_store.published()
+            published = self._published()
             known = set(published.targets) if published else set(self.fleet.targets)
             dropped = self._request_store.drop_orphans(known)
             self._request_store.answer(request_id, {"target": "", "dropped": dropped})
@@ -234,9 +250,9 @@ class Worker:
                     poller.discard()
                 else:
                     report = poller.refresh(kinds, str(username) if username else None)
-            except NotOwner:
+            except NotOwnerError:
                 problem = "its worker does not own it any more"
-            except (CacheUnavailable, ValueError) as exc:
+            except (CacheUnavailable, ValueError, TypeError) as exc:
                 problem = str(exc)
         if report.errors:
             problem = "; ".join(dict.fromkeys(report.errors.values()))
