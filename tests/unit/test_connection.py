@@ -116,6 +116,9 @@ def silent_server() -> Iterator[tuple[int, list[bytes]]]:
     received: list[bytes] = []
     accepted: list[socket.socket] = []
 
+    def read(peer: socket.socket) -> None:
+        received.extend(iter(lambda: peer.recv(4096), b""))
+
     def serve() -> None:
         while True:
             try:
@@ -123,7 +126,7 @@ def silent_server() -> Iterator[tuple[int, list[bytes]]]:
             except OSError:
                 return
             accepted.append(peer)
-            threading.Thread(target=lambda: received.extend(iter(lambda: peer.recv(4096), b"")), daemon=True).start()
+            threading.Thread(target=read, args=(peer,), daemon=True).start()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -284,9 +287,7 @@ def test_the_last_answer_serves_while_a_newer_one_hangs(names: HangingNames, mon
 @pytest.mark.parametrize(
     "failure", [OSError(-2, "Name or service not known"), UnicodeError("label too long")], ids=["unknown", "no name"]
 )
-def test_a_name_without_an_address_is_an_os_error_and_asked_for_again(
-    names: HangingNames, failure: Exception
-) -> None:
+def test_a_name_without_an_address_is_an_os_error_and_asked_for_again(names: HangingNames, failure: Exception) -> None:
     names.let_go.set()
     names.failure = failure
     resolver = Resolver()
