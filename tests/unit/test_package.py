@@ -102,7 +102,7 @@ try:
 except x2gofleet.CacheUnavailable:
     print("unavailable")
 files = {name.partition(".")[0]: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
-print(*sorted(name for name, file in files.items() if "site-packages" in file))
+print(*sorted(name for name, file in files.items() if "site-packages" in file and not name.startswith("_")))
 """
     said, third_party = run_without(blocked, body).splitlines()
     assert said == "unavailable"
