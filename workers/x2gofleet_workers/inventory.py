@@ -403,7 +403,7 @@ class _Reader:
                 )
                 if current == where and not key:
                     return number
-                if key and current == (*where, key):
+                if key and current[: len(where) + 1] == (*where, key):
                     return number
             elif key and current == where and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
                 return number
@@ -411,8 +411,15 @@ class _Reader:
 
     def _fail(self, where: tuple[str, ...], key: str, reason: str, mend: str) -> None:
         name = ".".join((*where, key) if key else where)
-        line = self._line(where, key) or (self._line(where, "") if where else None)
-        raise InventoryError(self._path, reason, line=line, key=name, mend=mend)
+        raise InventoryError(self._path, reason, line=self._nearest_line(where, key), key=name, mend=mend)
+
+    def _nearest_line(self, where: tuple[str, ...], key: str) -> int | None:
+        """Return the line of a key, else of its table, else of the table or key that holds it."""
+        line = self._line(where, key) if key else None
+        while line is None and where:
+            line = self._line(where, "") or self._line(where[:-1], where[-1])
+            where = where[:-1]
+        return line
 
 
 def _shown(value: Any) -> str:
