@@ -8,12 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from .polled import PolledFleet, write_inventory
 from .realserver import RealX2GoServer, create_empty_database, missing_requirements
 
 ServerFactory = Callable[..., RealX2GoServer]
+PollFactory = Callable[..., PolledFleet]
+Ssh = Callable[..., subprocess.CompletedProcess[bytes]]
+
+SSH = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "GlobalKnownHostsFile=none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +96,43 @@ def start_module_server(
     """As `start_server`, for servers that all tests of a module share."""
     with ExitStack() as stack:
         yield _factory(stack, empty_database, login_key, tmp_path_factory)
+
+
+@pytest.fixture
+def poll(login_key: LoginKey, valkey_url: str, namespace: str, tmp_path: Path) -> Iterator[PollFactory]:
+    """`poll(server, ...)` polls a real server as ts01, or several given as a dict; settings as of `write_inventory`.
+
+    `redis_url`: another Redis than the one that all tests share.
+    """
+    with ExitStack() as stack:
+
+        def start(
+            servers: RealX2GoServer | dict[str, RealX2GoServer], *, redis_url: str = valkey_url, **settings: Any
+        ) -> PolledFleet:
+            named = servers if isinstance(servers, dict) else {"ts01": servers}
+            inventory = write_inventory(tmp_path, named, login_key.private_path, **settings)
+            return stack.enter_context(PolledFleet(inventory, redis_url, namespace))
+
+        yield start
+
+
+@pytest.fixture
+def ssh(login_key: LoginKey, tmp_path: Path) -> Ssh:
+    """`ssh(server, command, user="root")` with the host key checked and no configuration of this machine."""
+
+    def run(
+        server: RealX2GoServer, command: str, *, user: str = "root", known_hosts_line: str = "", check: bool = True
+    ) -> subprocess.CompletedProcess[bytes]:
+        known_hosts = tmp_path / f"known_hosts-{server.port}"
+        known_hosts.write_text(f"{known_hosts_line or server.known_hosts_line}\n")
+        trust = ["-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={known_hosts}"]
+        login = ["-i", str(login_key.private_path), "-p", str(server.port), "-l", user]
+        return subprocess.run(
+            [*SSH, *trust, *login, server.host, command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=check,
+            timeout=60,
+        )
+
+    return run

@@ -7,41 +7,15 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import LoginKey, ServerFactory
+from .conftest import SSH, LoginKey, ServerFactory, Ssh
 from .namespace import wait_until
 from .realserver import DatabaseFault, RealX2GoServer
 
-Ssh = Callable[..., subprocess.CompletedProcess[bytes]]
-
 LIST_ALL = "x2golistsessions_root"
-SSH = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "GlobalKnownHostsFile=none"]
-
-
-@pytest.fixture
-def ssh(login_key: LoginKey, tmp_path: Path) -> Ssh:
-    """`ssh(server, command, user="root")` with the host key checked and no configuration of this machine."""
-
-    def run(
-        server: RealX2GoServer, command: str, *, user: str = "root", known_hosts_line: str = "", check: bool = True
-    ) -> subprocess.CompletedProcess[bytes]:
-        known_hosts = tmp_path / f"known_hosts-{server.port}"
-        known_hosts.write_text(f"{known_hosts_line or server.known_hosts_line}\n")
-        trust = ["-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={known_hosts}"]
-        login = ["-i", str(login_key.private_path), "-p", str(server.port), "-l", user]
-        return subprocess.run(
-            [*SSH, *trust, *login, server.host, command],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=check,
-            timeout=60,
-        )
-
-    return run
 
 
 def rows(stdout: bytes) -> dict[str, list[str]]:
