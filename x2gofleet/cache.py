@@ -109,9 +109,7 @@ class FleetCache:
         resolved = self._resolve(session_uuid, profile_name, username)
         if resolved is None:
             return False
-        return any(
-            self._run(self._lookups.view(resolved[0], kind, resolved[1], presence_only=True)).cached for kind in kinds
-        )
+        return self._run(self._lookups.cached(resolved[0], kinds, resolved[1]))
 
     def list_sessions(
         self,

@@ -213,16 +213,38 @@ class Lookups:
         names = [f"{name.value}.{when}" for name in (kind, Kind.SESSIONS) for when in ("good_at", "failed_at")]
         return ("HMGET", self.keys.state(state), *names)
 
-    def view(self, profile_name: str, kind: Kind, username: str | None, *, presence_only: bool = False) -> Query[View]:
-        """Ask for one kind of a whole profile: one round trip.
+    def cached(self, profile_name: str, kinds: Sequence[Kind], username: str | None) -> Query[bool]:
+        """Whether any of ``kinds`` is cached for a profile: one round trip, and no snapshot is fetched."""
 
-        With ``presence_only`` no snapshot is fetched: the View has none, only ``cached`` and ``missing_servers``.
-        """
+        def plans(fleet: PublishedFleet) -> list[_Plan]:
+            return [
+                self._plan(
+                    ("cached", profile_name, kind, username),
+                    fleet,
+                    lambda kind=kind: self._profile_targets(fleet, profile_name, kind, username),  # type: ignore[misc]
+                    lambda target, kind=kind: ("EXISTS", self.keys.snapshot(target.id, kind)),  # type: ignore[misc]
+                    kind,
+                )
+                for kind in kinds
+            ]
+
+        answer = yield from self._with_fleet(lambda fleet: [c for plan in plans(fleet) for c in plan.commands])
+        if answer is None:
+            return False
+        fleet, replies = answer
+        for plan in plans(fleet):
+            width = len(plan.commands)
+            found, down, replies = replies[0:width:2], replies[1:width:2], replies[width:]
+            if any(found) and all(there or is_down(state) for there, state in zip(found, down, strict=True)):
+                return True
+        return False
+
+    def view(self, profile_name: str, kind: Kind, username: str | None) -> Query[View]:
+        """Ask for one kind of a whole profile: one round trip."""
         return self._view(
-            ("profile", profile_name, kind, username, presence_only),
+            ("profile", profile_name, kind, username),
             lambda fleet: self._profile_targets(fleet, profile_name, kind, username),
             kind,
-            presence_only,
         )
 
     def fleet_view(self, kind: Kind, username: str | None) -> Query[View]:
@@ -240,32 +262,43 @@ class Lookups:
             ]
             return self._targets(fleet, ids, kind, username)
 
-        return self._view(("fleet", kind, username), targets, kind, presence_only=False)
+        return self._view(("fleet", kind, username), targets, kind)
+
+    def _plan(
+        self,
+        question: tuple[Any, ...],
+        fleet: PublishedFleet,
+        choose: Callable[[], list[PublishedTarget] | None],
+        ask: Callable[[PublishedTarget], Command],
+        kind: Kind,
+    ) -> _Plan:
+        """Return the targets of a question and two commands for each: what is asked, and whether it is down."""
+        known = self._plans.get(question)
+        if known is not None and known.fleet is fleet:
+            return known
+        targets = choose() or []
+        commands = [command for target in targets for command in (ask(target), self._down_command(target, kind))]
+        if len(self._plans) >= _PLANS_KEPT:
+            self._plans.clear()
+        made = self._plans[question] = _Plan(fleet, targets, commands)
+        return made
 
     def _view(
         self,
         question: tuple[Any, ...],
         choose: Callable[[PublishedFleet], list[PublishedTarget] | None],
         kind: Kind,
-        presence_only: bool,
     ) -> Query[View]:
-        verb = "EXISTS" if presence_only else "HGETALL"
-
         def plan(fleet: PublishedFleet) -> _Plan:
-            known = self._plans.get(question)
-            if known is not None and known.fleet is fleet:
-                return known
-            targets = choose(fleet) or []
-            commands: list[Command] = [("TIME",)]
-            for target in targets:
-                commands.append((verb, self.keys.snapshot(target.id, kind)))
-                commands.append(self._down_command(target, kind))
-            if len(self._plans) >= _PLANS_KEPT:
-                self._plans.clear()
-            made = self._plans[question] = _Plan(fleet, targets, commands)
-            return made
+            return self._plan(
+                question,
+                fleet,
+                lambda: choose(fleet),
+                lambda target: ("HGETALL", self.keys.snapshot(target.id, kind)),
+                kind,
+            )
 
-        answer = yield from self._with_fleet(lambda fleet: plan(fleet).commands)
+        answer = yield from self._with_fleet(lambda fleet: [("TIME",), *plan(fleet).commands])
         if answer is None:
             return NOTHING
         fleet, replies = answer
@@ -273,18 +306,15 @@ class Lookups:
         if not targets:
             return NOTHING
         now_ms = time_ms(replies[0])
-        snapshots, missing, unknown, present = [], [], [], 0
-        for index, target in enumerate(targets):
-            found, state = replies[1 + 2 * index], replies[2 + 2 * index]
+        snapshots, missing, unknown = [], [], []
+        for target, found, state in zip(targets, replies[1::2], replies[2::2], strict=True):
             if found:
-                present += 1
-                if not presence_only:
-                    snapshots.append(Snapshot.from_hash(target.id, kind, _fields(found), now_ms=now_ms))
+                snapshots.append(Snapshot.from_hash(target.id, kind, _fields(found), now_ms=now_ms))
             else:
                 missing.append(target.server)
                 if not is_down(state):
                     unknown.append(target.server)
-        return View(tuple(snapshots), tuple(missing), present > 0 and not unknown, tuple(unknown))
+        return View(tuple(snapshots), tuple(missing), bool(snapshots) and not unknown, tuple(unknown))
 
     def snapshots(
         self, *, profile_name: str | None, server: str | None, kinds: Sequence[Kind], username: str | None
