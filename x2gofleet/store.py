@@ -288,6 +288,8 @@ class Store:
             pipeline = self.client.pipeline(transaction=False)
             pipeline.zadd(self.keys.workers(), {self.worker_id: now_ms})
             pipeline.zremrangebyscore(self.keys.workers(), "-inf", now_ms - ttl_ms)
+            # The clock of Redis was set back: the dead would stay members until it is as late again.
+            pipeline.zremrangebyscore(self.keys.workers(), now_ms + ttl_ms, "+inf")
             pipeline.pexpire(self.keys.workers(), ttl_ms * 10)
             pipeline.hset(self.keys.worker(self.worker_id), mapping=cast(Any, facts))
             pipeline.pexpire(self.keys.worker(self.worker_id), ttl_ms)

@@ -20,14 +20,16 @@ if old[1] then
 end
 local changed = ARGV[4]
 if old[3] == ARGV[8] and old[4] then changed = old[4] end
+-- The state comes first: its HSET is refused at maxmemory, with nothing written yet. A DEL is not, and after one write
+-- Redis lets a script go on beyond the limit.
+local kind = ARGV[7]
+local before = redis.call('HMGET', KEYS[3], kind .. '.failures', kind .. '.since')
+redis.call('HSET', KEYS[3], kind .. '.good_at', ARGV[4], kind .. '.failures', '0')
+if before[1] ~= '0' or not before[2] then redis.call('HSET', KEYS[3], kind .. '.since', ARGV[4]) end
+redis.call('HDEL', KEYS[3], kind .. '.error_class', kind .. '.error_text')
+redis.call('PEXPIRE', KEYS[3], ARGV[6])
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'fence', ARGV[2], 'seq', ARGV[3], 'polled_at', ARGV[4], 'digest', ARGV[8],
   'changed_at', changed, unpack(ARGV, 9))
 redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', expires))
-local kind = ARGV[7]
-local before = redis.call('HMGET', KEYS[3], kind .. '.failures', kind .. '.since')
-if before[1] ~= '0' or not before[2] then redis.call('HSET', KEYS[3], kind .. '.since', ARGV[4]) end
-redis.call('HSET', KEYS[3], kind .. '.good_at', ARGV[4], kind .. '.failures', '0')
-redis.call('HDEL', KEYS[3], kind .. '.error_class', kind .. '.error_text')
-redis.call('PEXPIRE', KEYS[3], ARGV[6])
 return {'stored', now_text}
