@@ -7,8 +7,6 @@ export LC_ALL PATH
 unset DISPLAY XAUTHORITY ENV
 set -f
 umask 077
-nl='
-'
 uid=$(id -u)
 user=$(id -un)
 export HOME="${HOME:-/}" USER="$user"
@@ -18,10 +16,11 @@ sqlconfig=/etc/x2go/x2gosql/sql
 libexec=$(x2gopath libexec 2>/dev/null) || libexec=/usr/lib/x2go
 cpus=$(grep -c '^processor' /proc/cpuinfo)
 cpu_mhz=$(sed -n 's/^cpu MHz[^:]*: *//p' /proc/cpuinfo | sort -n | sed -n '$p')
-held_id=- held= pending_id=- pending= serial=0
+held_id=- held='' pending_id=- pending='' serial=0
 
 # Reads the session database without writing to it, and runs the listing between two readings: columns in hex, so
 # that nothing that a user wrote into them can look like a frame.
+# shellcheck disable=SC2016
 records='
 use strict; use DBI;
 my ($mark, $file, $what, @command) = @ARGV;
@@ -59,13 +58,15 @@ limited() { timeout -k 1 "$seconds" "$@" </dev/null; }
 
 backend() { sed -n 's/^[ 	]*backend[ 	]*=[ 	]*//p' "$sqlconfig" 2>/dev/null | sed -n 1p | tr -d '\042\047 \t\r'; }
 
-# Everything that a listing depends on: the host name, and of each file its inode, size and times to the nanosecond, and the change
-# counter of the database header.
+# Everything that a listing depends on: the host name, of each file its inode, size and times to the nanosecond, and
+# the change counter of the database header.
 signature() {
   set +f
   read -r host </proc/sys/kernel/hostname
   printf '%s\n' "$host"
-  stat -c '%n %i %s %.9Y %.9Z' "$sqlconfig" "$database" "$database-wal" "$database-journal" \
+  # Not the ctime of a write-ahead log: whenever root opens one, SQLite sets its owner anew.
+  [ ! -e "$database-wal" ] || stat -c '%n %i %s %.9Y' "$database-wal" 2>/dev/null
+  stat -c '%n %i %s %.9Y %.9Z' "$sqlconfig" "$database" "$database-journal" \
     /tmp/.x2go-*/C-*/state /tmp-inst/*/.x2go-*/C-*/state 2>/dev/null
   exec od -An -tx1 -j24 -N4 "$database" 2>&1
 }
@@ -73,7 +74,7 @@ signature() {
 section_load() {
   printf '%s begin load\n' "$mark"
   read -r one five fifteen rest </proc/loadavg
-  total= available=
+  total='' available=''
   while read -r name value rest; do
     case $name in
       MemTotal:) total=$value ;;
@@ -91,8 +92,10 @@ section_sessions() {
     limited x2golistsessions
     status=$?
     if [ $status -eq 0 ]; then
-      case $(limited x2gofeature X2GO_LIST_SHADOWSESSIONS 2>/dev/null) in
-        ok*) limited x2golistshadowsessions; status=$? ;;
+      feature=$(limited x2gofeature X2GO_LIST_SHADOWSESSIONS 2>/dev/null)
+      case $?$feature in
+        124* | 137*) status=124 ;;
+        0ok*) limited x2golistshadowsessions; status=$? ;;
       esac
     fi
     printf '\n%s end sessions %s\n' "$mark" "$status"
@@ -138,6 +141,8 @@ section_mounts() {
     if [ "$scope" = server ]; then list=x2golistsessions_root; else list=x2golistsessions; fi
     sessions=$(limited "$list")
     status=$?
+    # An error text with exit status 0 is no listing.
+    case $sessions in '' | *'|'*) ;; *) printf '%s\n' "$sessions"; status=1 ;; esac
     for session in $(printf '%s\n' "$sessions" | cut -d'|' -f2); do
       case $session in *[!A-Za-z0-9._@-]* | -*) continue ;; esac
       mounts=$(limited x2golistmounts "$session") || { status=$?; break; }
@@ -152,6 +157,7 @@ section_desktops() {
   if [ -z "$1" ]; then
     limited x2golistdesktops
   else
+    # shellcheck disable=SC2016
     timeout -k 1 "$seconds" su "$1" -s /bin/sh -c 'cd; exec env HOME="$HOME" USER="$(id -un)" x2golistdesktops' </dev/null
   fi
   printf '\n%s end desktops %s\n' "$mark" $?
