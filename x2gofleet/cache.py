@@ -10,6 +10,7 @@ import redis
 
 from x2gofleet.connection import Breaker, client_from_url, exchange, unavailable
 from x2gofleet.errors import RefreshFailed
+from x2gofleet.events import Events
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys, is_server_id
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
@@ -209,6 +210,16 @@ class FleetCache:
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return what is known of every server: up or down and since when, ages, owner, last error, drained."""
         return self._run(self._lookups.servers())
+
+    def events(self, *, since: str | None = None, server: str | None = None, limit: int = 1000) -> Events:
+        """Return what changed after ``since``, the cursor of an earlier call; all that is kept where it is None.
+
+        Each server's events are in order; a stream keeps about 1000 entries for a week. ``limit`` is per target.
+        Raises ValueError for what is no cursor, CacheUnavailable, SnapshotCorrupt.
+        """
+        if limit < 1:
+            raise ValueError("limit must be at least 1")
+        return self._run(self._lookups.events(since, server, limit))
 
     def profiles(self) -> tuple[str, ...]:
         """Return the names of all profiles; empty where no worker has published an inventory."""

@@ -78,6 +78,10 @@ class Keys:
         """Counter without TTL: orders the owners of a target."""
         return f"{self.namespace}:{{{target}}}:fence"
 
+    def events(self, target: str) -> str:
+        """Capped stream: what changed, written by the scripts that store what they saw."""
+        return f"{self.namespace}:{{{target}}}:events"
+
     def workers(self) -> str:
         """Sorted set worker id -> last heartbeat (ms, Redis time)."""
         return f"{self.namespace}:workers"

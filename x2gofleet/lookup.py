@@ -13,7 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from x2gofleet.errors import CacheUnavailable, RefreshFailed, UnknownProfile
+from x2gofleet.errors import CacheUnavailable, RefreshFailed, SnapshotCorrupt, UnknownProfile
+from x2gofleet.events import Event, Events, decode_cursor, decode_entry, encode_cursor
 from x2gofleet.fleet import PublishedFleet, PublishedTarget
 from x2gofleet.keys import Keys, is_username, target_id
 from x2gofleet.kinds import Kind
@@ -373,6 +374,41 @@ class Lookups:
             }
             statuses[target.server].append(_target_status(target, _fields(state), owner, ages))
         return tuple(_server_status(fleet, name, targets, now_ms) for name, targets in statuses.items() if targets)
+
+    def events(self, since: str | None, server: str | None, limit: int) -> Query[Events]:
+        """Return up to ``limit`` events of each target after a cursor: one round trip."""
+        positions = decode_cursor(since)
+
+        def targets(fleet: PublishedFleet) -> list[str]:
+            return [t.id for t in fleet.targets.values() if server is None or t.server == server]
+
+        answer = yield from self._with_fleet(
+            lambda fleet: [
+                (
+                    "XRANGE",
+                    self.keys.events(name),
+                    f"({positions[name]}" if name in positions else "-",
+                    "+",
+                    "COUNT",
+                    limit,
+                )
+                for name in targets(fleet)
+            ]
+        )
+        if answer is None:
+            return Events((), since or encode_cursor({}))
+        fleet, replies = answer
+        found: list[Event] = []
+        for name, reply in zip(targets(fleet), replies, strict=True):
+            try:
+                entries = [decode_entry(name, entry) for entry in reply]
+            except (KeyError, ValueError) as exc:
+                raise SnapshotCorrupt(f"the events of {name} can't be read: {exc}") from exc
+            if entries:
+                positions[name] = entries[-1].id
+            found += entries
+        found.sort(key=lambda event: [int(part) for part in event.id.split("-")])
+        return Events(tuple(found), encode_cursor(positions))
 
     def request(
         self,

@@ -19,6 +19,7 @@ from typing import Any, cast
 import redis
 
 from x2gofleet.connection import unavailable
+from x2gofleet.events import Change
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import Keys, server_of
 from x2gofleet.kinds import Kind
@@ -26,6 +27,9 @@ from x2gofleet.snapshot import SCHEMA_VERSION
 
 FLEET_TTL_MS = 24 * 3600 * 1000
 REQUEST_TTL_MS = 60 * 1000
+ANY_LISTING = "*"
+EVENTS_KEPT = 1000
+EVENTS_TTL_MS = 7 * 24 * 3600 * 1000
 
 
 def _escape_glob(text: str) -> str:
@@ -41,6 +45,7 @@ class Outcome(StrEnum):
     OLDER = "older"
     EXPIRED = "expired"
     FUTURE = "future"
+    REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A full listing of one kind, ready to be stored. Times are ms on the clock of Redis."""
+    """A full listing of one kind, ready to be stored. Times are ms on the clock of Redis.
+
+    ``changes`` are told since the listing whose digest is ``replaces``: "" where there is none, ``*`` for any.
+    """
 
     kind: Kind
     stdout: bytes
@@ -66,6 +74,8 @@ class Listing:
     state_ttl_ms: int
     exit_status: int = 0
     rejected_rows: int = 0
+    replaces: str = ANY_LISTING
+    changes: tuple[Change, ...] = ()
 
 
 class Script:
@@ -81,6 +91,20 @@ class Script:
             return client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
         except redis.exceptions.NoScriptError:
             return client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+
+
+def _entries(listing: Listing) -> str:
+    """Return the entries of the events stream as lua/store.lua takes them."""
+    at = str(listing.polled_at_ms)
+    return json.dumps(
+        [
+            [
+                *("kind", change.kind.value, "at", at, "session", change.session),
+                *("username", change.username, "status", change.status),
+            ]
+            for change in listing.changes
+        ]
+    )
 
 
 class RedisClock:
@@ -171,10 +195,24 @@ class Store:
         what = f"releasing the lease of {lease.target}"
         return bool(self._run(self._release, (self.keys.lease(lease.target),), (lease.nonce,), what))
 
+    def _listing_keys(self, target: str, kind: Kind) -> tuple[str, ...]:
+        keys = self.keys
+        return keys.lease(target), keys.snapshot(target, kind), keys.state(target), keys.events(target)
+
+    def stored(self, target: str, kind: Kind) -> tuple[str, bytes] | None:
+        """Return digest and stdout of the stored listing, None where there is none."""
+        try:
+            digest, stdout = cast(
+                list[bytes | None], self.client.hmget(self.keys.snapshot(target, kind), ["digest", "stdout"])
+            )
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, f"reading the stored {kind.value} of {target}") from exc
+        return (digest.decode(), stdout) if digest is not None and stdout is not None else None
+
     def store(self, lease: Lease, seq: int, listing: Listing) -> Outcome:
         """Store a full listing."""
         target, kind = lease.target, listing.kind
-        keys = (self.keys.lease(target), self.keys.snapshot(target, kind), self.keys.state(target))
+        keys = self._listing_keys(target, kind)
         args = (
             lease.nonce,
             lease.fence,
@@ -184,6 +222,10 @@ class Store:
             listing.state_ttl_ms,
             kind.value,
             listing.digest,
+            listing.replaces,
+            _entries(listing),
+            EVENTS_KEPT,
+            EVENTS_TTL_MS,
             *("stdout", listing.stdout),
             *("exit_status", listing.exit_status),
             *("listed_at", listing.listed_at_ms),
@@ -207,8 +249,11 @@ class Store:
     ) -> Outcome:
         """Confirm that the stored listing with ``digest`` still holds at ``polled_at_ms``."""
         target = lease.target
-        keys = (self.keys.lease(target), self.keys.snapshot(target, kind), self.keys.state(target))
-        args = (lease.nonce, lease.fence, seq, polled_at_ms, ttl_ms, state_ttl_ms, kind.value, digest)
+        keys = self._listing_keys(target, kind)
+        args = (
+            *(lease.nonce, lease.fence, seq, polled_at_ms, ttl_ms, state_ttl_ms, kind.value, digest),
+            *(EVENTS_KEPT, EVENTS_TTL_MS),
+        )
         return self._outcome(self._run(self._confirm, keys, args, f"confirming the {kind.value} of {target}"))
 
     def fail(
@@ -223,8 +268,11 @@ class Store:
     ) -> Outcome:
         """Record that polls of ``kinds`` failed; snapshots stay as they are."""
         target = lease.target
-        keys = (self.keys.lease(target), self.keys.state(target))
-        args = (lease.nonce, lease.fence, failed_at_ms, state_ttl_ms, error_class, error_text)
+        keys = (self.keys.lease(target), self.keys.state(target), self.keys.events(target))
+        args = (
+            *(lease.nonce, lease.fence, failed_at_ms, state_ttl_ms, error_class, error_text),
+            *(EVENTS_KEPT, EVENTS_TTL_MS),
+        )
         names = [kind.value for kind in kinds]
         return self._outcome(self._run(self._fail, keys, (*args, *names), f"recording a failure of {target}"))
 

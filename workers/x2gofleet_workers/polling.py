@@ -12,9 +12,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from x2gofleet.errors import CacheUnavailable, ConnectionLost, OutageError, PollError, SetupError
+from x2gofleet.events import compare
 from x2gofleet.keys import is_username, target_id
 from x2gofleet.kinds import Kind
 from x2gofleet.parsing import parse_sessions
@@ -35,6 +36,7 @@ MAX_SETUP_BACKOFF_SECONDS = 600.0
 RECYCLE_SECONDS = 3600.0
 SLOW_DEADLINE_FACTOR = 3
 _EARLY = 0.25
+_COMPARISONS = 3
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class TargetPoller:
         self.conditional = False
         self.users_targets: set[str] = set()
         self.held: _Held | None = None
+        self.told: tuple[str, bytes] | None = None
 
     @property
     def connected(self) -> bool:
@@ -533,6 +536,8 @@ class _Lane:
 
     def _store(self, lease: Lease, name: str, listing: Listing) -> Outcome:
         poller = self._poller
+        if listing.kind is Kind.SESSIONS:
+            return self._store_with_changes(lease, listing)
         if name == poller.target.id:
             return poller._store.store(lease, poller.next_seq(), listing)
         # A user's desktops on a server polled as its administrator are a target of their own, leased for this write.
@@ -544,6 +549,21 @@ class _Lane:
             return poller._store.store(taken, poller.next_seq(), listing)
         finally:
             poller._store.release(taken)
+
+    def _store_with_changes(self, lease: Lease, listing: Listing) -> Outcome:
+        """Store a listing of sessions with what changed since the one that it replaces, whoever stored that."""
+        poller, outcome = self._poller, Outcome.REPLACED
+        for _ in range(_COMPARISONS):
+            base = poller.told or poller._store.stored(lease.target, Kind.SESSIONS)
+            changes = compare(base[1], listing.stdout) if base and base[0] != listing.digest else ()
+            told = replace(listing, replaces=base[0] if base else "", changes=changes)
+            outcome = poller._store.store(lease, poller.next_seq(), told)
+            if outcome is Outcome.STORED:
+                poller.told = (listing.digest, listing.stdout)
+            if outcome is not Outcome.REPLACED:
+                break
+            poller.told = None
+        return outcome
 
     def discard(self, name: str) -> None:
         """Drop the desktops of one user."""

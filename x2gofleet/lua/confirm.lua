@@ -1,5 +1,5 @@
--- Confirms that nothing changed since a stored listing. KEYS lease, snapshot, state.
--- ARGV nonce, fence, seq, polled_at, ttl_ms, state_ttl_ms, kind, digest.
+-- Confirms that nothing changed since a stored listing. KEYS lease, snapshot, state, events.
+-- ARGV nonce, fence, seq, polled_at, ttl_ms, state_ttl_ms, kind, digest, events_kept, events_ttl_ms.
 -- Returns {outcome, now_ms}: 'stored', 'lost', 'older', 'expired', 'future' as in store.lua, or 'absent' where the
 -- stored snapshot is gone or is not the one that the writer means: then a full listing is due at once.
 local time = redis.call('TIME')
@@ -22,6 +22,10 @@ local failures = redis.call('HGET', KEYS[3], kind .. '.failures')
 if failures ~= '0' then
   redis.call('HSET', KEYS[3], kind .. '.since', ARGV[4])
   redis.call('HDEL', KEYS[3], kind .. '.error_class', kind .. '.error_text')
+  if failures and kind == 'sessions' then
+    redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'kind', 'server_up', 'at', ARGV[4])
+    redis.call('PEXPIRE', KEYS[4], ARGV[10])
+  end
 end
 redis.call('HSET', KEYS[3], kind .. '.good_at', ARGV[4], kind .. '.failures', '0')
 redis.call('PEXPIRE', KEYS[3], ARGV[6])

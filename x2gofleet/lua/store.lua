@@ -1,7 +1,10 @@
--- Stores one full listing. KEYS lease, snapshot, state.
--- ARGV nonce, fence, seq, polled_at, ttl_ms, state_ttl_ms, kind, digest, then the other fields as name, value, ...
+-- Stores one full listing, and the events that tell what it changed. KEYS lease, snapshot, state, events.
+-- ARGV nonce, fence, seq, polled_at, ttl_ms, state_ttl_ms, kind, digest, replaces, events, events_kept, events_ttl_ms,
+-- then the other fields as name, value, ... `events` is a JSON list of entries, each a list of names and values: what
+-- changed since the listing whose digest is `replaces` ('' where there is none, '*' for any).
 -- Returns {outcome, now_ms}: 'stored' (also when this very write was made before and its reply was lost), 'lost' (the
--- lease is not the writer's), 'older' (a newer listing is stored), 'expired' or 'future' (polled_at can't be stored).
+-- lease is not the writer's), 'older' (a newer listing is stored), 'expired' or 'future' (polled_at can't be stored),
+-- 'replaced' (another listing than `replaces` is stored: compare with that one, and try again).
 -- Checks first, writes last: a refused write changes nothing.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -18,6 +21,7 @@ if old[1] then
   if old_fence == fence and old_seq == seq then return {'stored', now_text} end
   if old_fence > fence or (old_fence == fence and old_seq > seq) then return {'older', now_text} end
 end
+if old[3] and ARGV[9] ~= '*' and old[3] ~= ARGV[9] then return {'replaced', now_text} end
 local changed = ARGV[4]
 if old[3] == ARGV[8] and old[4] then changed = old[4] end
 -- The state comes first: its HSET is refused at maxmemory, with nothing written yet. A DEL is not, and after one write
@@ -30,6 +34,14 @@ redis.call('HDEL', KEYS[3], kind .. '.error_class', kind .. '.error_text')
 redis.call('PEXPIRE', KEYS[3], ARGV[6])
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'fence', ARGV[2], 'seq', ARGV[3], 'polled_at', ARGV[4], 'digest', ARGV[8],
-  'changed_at', changed, unpack(ARGV, 9))
+  'changed_at', changed, unpack(ARGV, 13))
 redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', expires))
+local entries = cjson.decode(ARGV[10])
+if kind == 'sessions' and before[1] and before[1] ~= '0' then
+  table.insert(entries, 1, {'kind', 'server_up', 'at', ARGV[4]})
+end
+for _, entry in ipairs(entries) do
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[11], '*', unpack(entry))
+end
+if #entries > 0 then redis.call('PEXPIRE', KEYS[4], ARGV[12]) end
 return {'stored', now_text}

@@ -1,0 +1,161 @@
+"""events: what changed between two listings of a server's sessions, and how it is kept in a Redis stream.
+
+Workers compare each full listing with the one it replaces; the entries are written by the script that stores the
+listing, so that a change is told exactly once, whoever polls. Readers page through all streams with one cursor.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from x2gofleet.keys import server_of
+from x2gofleet.parsing import parse_sessions
+from x2gofleet.rows import SessionInfo
+
+_GONE = frozenset("F")
+
+
+class EventKind(StrEnum):
+    """What happened."""
+
+    STARTED = "started"
+    SUSPENDED = "suspended"
+    RESUMED = "resumed"
+    ENDED = "ended"
+    CHANGED = "changed"
+    SERVER_UP = "server_up"
+    SERVER_DOWN = "server_down"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference between two listings; holds no cookie."""
+
+    kind: EventKind
+    session: str
+    username: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a target's stream.
+
+    ``at_ms``: when the poll that saw it began, ms on the clock of Redis. ``session``, ``username`` and ``status`` are
+    empty for the events of a server. ``text`` is the error of a server that went down.
+    """
+
+    kind: EventKind
+    target: str
+    at_ms: int
+    session: str
+    username: str
+    status: str
+    text: str
+    id: str
+
+    @property
+    def server(self) -> str:
+        """Id of the server."""
+        return server_of(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Events(Sequence[Event]):
+    """Events in the order of each server, oldest first; ``cursor`` is what the next call takes as ``since``."""
+
+    events: tuple[Event, ...]
+    cursor: str
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def __getitem__(self, index: int) -> Event:  # type: ignore[override]
+        return self.events[index]
+
+
+def compare(before: bytes, after: bytes) -> tuple[Change, ...]:
+    """Return what happened between two stdouts of a sessions command, in the order of ``after``, ends last.
+
+    The age column is left out, as everywhere. A session that both started and ended in between is not seen.
+    """
+    old = {row.name: row for row in parse_sessions(before)[0] if row.status not in _GONE}
+    new = {row.name: row for row in parse_sessions(after)[0] if row.status not in _GONE}
+    changes = [
+        Change(kind, row.name, row.username, row.status)
+        for row in new.values()
+        if (kind := _what_happened(old.get(row.name), row)) is not None
+    ]
+    changes += [Change(EventKind.ENDED, row.name, row.username, "F") for row in old.values() if row.name not in new]
+    return tuple(changes)
+
+
+def _what_happened(old: SessionInfo | None, new: SessionInfo) -> EventKind | None:
+    if old is None:
+        return EventKind.STARTED
+    if old.status != new.status:
+        if new.status == "S":
+            return EventKind.SUSPENDED
+        if old.status == "S" and new.status == "R":
+            return EventKind.RESUMED
+        return EventKind.CHANGED
+    return None if _stable(old) == _stable(new) else EventKind.CHANGED
+
+
+def _stable(row: SessionInfo) -> tuple[object, ...]:
+    return (
+        *(row.agent_pid, row.display, row.hostname, row.date_created, row.cookie, row.client, row.graphics_port),
+        *(row.snd_port, row.date_suspended, row.username, row.sshfs_port, row.tekictrl_port, row.tekidata_port),
+    )
+
+
+def encode_cursor(positions: Mapping[str, str]) -> str:
+    """Return an opaque cursor for the last entry seen of each target's stream."""
+    return base64.urlsafe_b64encode(json.dumps(dict(sorted(positions.items()))).encode()).decode()
+
+
+def decode_cursor(cursor: str | None) -> dict[str, str]:
+    """Return the last entry seen by target; raises ValueError for what is no cursor."""
+    if not cursor:
+        return {}
+    try:
+        positions = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
+        if isinstance(positions, dict) and all(_is_stream_id(value) for value in positions.values()):
+            return {str(target): value for target, value in positions.items()}
+    except (ValueError, binascii.Error):
+        pass
+    raise ValueError("since= is no cursor of an earlier events() call")
+
+
+def _is_stream_id(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    milliseconds, dash, number = value.partition("-")
+    return bool(dash) and milliseconds.isdigit() and number.isdigit()
+
+
+def decode_entry(target: str, entry: Sequence[object]) -> Event:
+    """Decode one entry of a reply of XRANGE; raises ValueError and KeyError for a foreign one."""
+    name, flat = entry
+    if not isinstance(name, bytes) or not isinstance(flat, list):
+        raise ValueError("no entry of a stream")
+    items = iter(flat)
+    fields = {key.decode(): value.decode("utf-8", "replace") for key, value in zip(items, items, strict=True)}
+    return Event(
+        EventKind(fields["kind"]),
+        target,
+        int(fields["at"]),
+        fields.get("session", ""),
+        fields.get("username", ""),
+        fields.get("status", ""),
+        fields.get("text", ""),
+        name.decode(),
+    )
