@@ -92,6 +92,7 @@ class View:
         return max((snapshot.age for snapshot in self.snapshots), default=None)
 
 
+NOT_OWNED = "its worker does not own it any more"
 NOTHING = View((), (), cached=False)
 
 
@@ -123,6 +124,15 @@ class _Plan:
     fleet: PublishedFleet
     targets: list[PublishedTarget]
     commands: list[Command]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request about one target that is not answered yet, and the worker it was sent to last."""
+
+    server: str
+    body: str
+    owner: str = ""
 
 
 class Lookups:
@@ -427,20 +437,13 @@ class Lookups:
         fleet = yield from self.fleet()
         if fleet is None or profile_name not in fleet.profiles:
             raise UnknownProfile(profile_name, tuple(fleet.profiles) if fleet else ())
-        targets = [fleet.targets[name] for name in fleet.profiles[profile_name]]
-        owners = yield [("HGET", self.keys.lease(target.id), "owner") for target in targets]
         request_id = secrets.token_hex(8)
         errors: dict[str, str] = {}
-        waiting: dict[str, str] = {}
-        commands: list[Command] = []
-        for target, owner in zip(targets, owners, strict=True):
+        waiting: dict[str, _Waiting] = {}
+        for target in (fleet.targets[name] for name in fleet.profiles[profile_name]):
             if username is not None and target.scope == "user" and target.username != username:
                 errors[target.server] = f"it is polled as {target.username}, not as {username}"
                 continue
-            if owner is None:
-                errors[target.server] = "no worker owns it now; is an x2gofleet-worker running?"
-                continue
-            queue = self.keys.refresh_requests(owner.decode())
             body = {
                 "id": request_id,
                 "operation": operation,
@@ -448,25 +451,34 @@ class Lookups:
                 "kinds": [kind.value for kind in kinds],
                 "username": username,
             }
-            commands += [("RPUSH", queue, json.dumps(body)), ("PEXPIRE", queue, REQUEST_TTL_MS)]
-            waiting[target.id] = target.server
-        if commands:
-            yield commands
+            waiting[target.id] = _Waiting(target.server, json.dumps(body))
         stored: list[tuple[str, Kind]] = []
-        while waiting and (left := deadline - self._monotonic()) > 0:
+        while waiting:
+            yield from self._send(waiting)
+            left = deadline - self._monotonic()
+            if left <= 0 or not any(item.owner for item in waiting.values()):
+                break
             block = max(0.01, min(_BLOCK_SECONDS, left))
             replies = yield [("BLPOP", self.keys.refresh_answers(request_id), block)]
             if replies[0] is None:
                 continue
             answer = json.loads(replies[0][1])
-            server = waiting.pop(answer["target"], None)
-            if server is None:
+            item = waiting.get(answer["target"])
+            if item is None:
                 continue
+            if answer.get("error") == NOT_OWNED:
+                # It changed hands: asked again once the lease names another owner.
+                continue
+            del waiting[answer["target"]]
             if answer.get("error"):
-                errors[server] = answer["error"]
+                errors[item.server] = answer["error"]
             stored += [(name, Kind(kind)) for name, kind in answer.get("stored", ())]
-        for server in waiting.values():
-            errors[server] = f"its worker did not answer within {timeout_seconds:g} s"
+        for item in waiting.values():
+            errors[item.server] = (
+                f"its worker did not answer within {timeout_seconds:g} s"
+                if item.owner
+                else "no worker owns it now; is an x2gofleet-worker running?"
+            )
         replies = yield [("TIME",), *(("HGETALL", self.keys.snapshot(*item)) for item in stored)]
         now_ms = time_ms(replies[0])
         snapshots = tuple(
@@ -477,6 +489,19 @@ class Lookups:
         if errors:
             raise RefreshFailed(errors, snapshots, what=operation)
         return snapshots
+
+    def _send(self, waiting: Mapping[str, _Waiting]) -> Query[None]:
+        """Send each request to the target's owner, again where that has changed."""
+        owners = yield [("HGET", self.keys.lease(name), "owner") for name in waiting]
+        commands: list[Command] = []
+        for item, owner in zip(waiting.values(), owners, strict=True):
+            if owner is None or owner.decode() == item.owner:
+                continue
+            item.owner = owner.decode()
+            queue = self.keys.refresh_requests(item.owner)
+            commands += [("RPUSH", queue, item.body), ("PEXPIRE", queue, REQUEST_TTL_MS)]
+        if commands:
+            yield commands
 
     def check(self, *, timeout_seconds: float) -> Query[int]:
         """Ask a worker to drop what belongs to no target any more; return how many keys went."""

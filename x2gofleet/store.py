@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -78,6 +79,24 @@ class Listing:
     changes: tuple[Change, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What came of publishing: ``version`` is what is published now, since ``published_at_ms`` on Redis's clock."""
+
+    accepted: bool
+    version: str
+    published_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A live worker, as it tells of itself."""
+
+    id: str
+    weight: float = 1.0
+    inventory: str = ""
+
+
 class Script:
     """One Lua script: EVALSHA, and EVAL where the server doesn't know it."""
 
@@ -105,6 +124,14 @@ def _entries(listing: Listing) -> str:
             for change in listing.changes
         ]
     )
+
+
+def _weight(text: bytes | None) -> float:
+    try:
+        weight = float(text or 1.0)
+    except ValueError:
+        return 1.0
+    return weight if 0 < weight < math.inf else 1.0
 
 
 class RedisClock:
@@ -138,7 +165,7 @@ class Store:
         self.clock = RedisClock()
         self._acquire, self._renew, self._release = Script("acquire"), Script("renew"), Script("release")
         self._store, self._confirm, self._fail = Script("store"), Script("confirm"), Script("fail")
-        self._discard = Script("discard")
+        self._discard, self._publish = Script("discard"), Script("publish")
 
     def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any], what: str) -> Any:
         try:
@@ -282,16 +309,20 @@ class Store:
         keys = (self.keys.lease(target), *(self.keys.snapshot(target, kind) for kind in kinds))
         return self._outcome(self._run(self._discard, keys, (lease.nonce, lease.fence), f"dropping {target}"))
 
-    def publish(self, fleet: PublishedFleet) -> None:
-        """Publish the inventory, or keep it from expiring."""
-        key = self.keys.fleet()
+    def publish(self, fleet: PublishedFleet) -> Publication:
+        """Publish the inventory, or keep it from expiring, unless a newer one is published."""
+        args = (fleet.version, fleet.to_json(), FLEET_TTL_MS)
+        reply = self._run(self._publish, (self.keys.fleet(),), args, "publishing the inventory")
+        self.clock.set(int(reply[3]))
+        return Publication(reply[0] == b"stored", reply[1].decode(), int(reply[2]))
+
+    def published_version(self) -> str | None:
+        """Return the version that is published now."""
         try:
-            pipeline = self.client.pipeline(transaction=True)
-            pipeline.hset(key, mapping={"version": fleet.version, "document": fleet.to_json()})
-            pipeline.pexpire(key, FLEET_TTL_MS)
-            pipeline.execute()
+            version = cast(bytes | None, self.client.hget(self.keys.fleet(), "version"))
         except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "publishing the inventory") from exc
+            raise unavailable(exc, "reading the published inventory") from exc
+        return version.decode() if version else None
 
     def published(self) -> PublishedFleet | None:
         """Return what is published now."""
@@ -329,8 +360,8 @@ class Store:
             raise unavailable(exc, "looking for removed targets") from exc
         return self.drop_targets(orphans)
 
-    def heartbeat(self, facts: dict[str, str | int | float], *, ttl_ms: int) -> tuple[str, ...]:
-        """Say that this worker is alive; return the ids of all live workers, this one included."""
+    def heartbeat(self, facts: dict[str, str | int | float], *, ttl_ms: int) -> tuple[Member, ...]:
+        """Say that this worker is alive; return all live workers, this one included."""
         now_ms = self.sync_clock()
         try:
             pipeline = self.client.pipeline(transaction=False)
@@ -342,10 +373,17 @@ class Store:
             pipeline.hset(self.keys.worker(self.worker_id), mapping=cast(Any, facts))
             pipeline.pexpire(self.keys.worker(self.worker_id), ttl_ms)
             pipeline.zrange(self.keys.workers(), 0, -1)
-            live = pipeline.execute()[-1]
+            live = [worker.decode() for worker in pipeline.execute()[-1]]
+            pipeline = self.client.pipeline(transaction=False)
+            for worker in live:
+                pipeline.hmget(self.keys.worker(worker), ["weight", "inventory"])
+            told = pipeline.execute()
         except (redis.exceptions.RedisError, OSError) as exc:
             raise unavailable(exc, "telling that this worker is alive") from exc
-        return tuple(worker.decode() for worker in live)
+        return tuple(
+            Member(worker, _weight(weight), (inventory or b"").decode())
+            for worker, (weight, inventory) in zip(live, told, strict=True)
+        )
 
     def leave(self) -> None:
         """Take this worker out of the list of live ones."""
@@ -374,13 +412,15 @@ class Store:
             return None
         return request if isinstance(request, dict) else None
 
-    def answer(self, request_id: str, answer: dict[str, Any]) -> None:
-        """Answer a request."""
-        key = self.keys.refresh_answers(request_id)
+    def answer(self, request_ids: Iterable[str], answer: dict[str, Any]) -> None:
+        """Give the same answer to requests, in one round trip."""
+        text = json.dumps(answer)
         try:
-            pipeline = self.client.pipeline(transaction=True)
-            pipeline.rpush(key, json.dumps(answer))
-            pipeline.pexpire(key, REQUEST_TTL_MS)
+            pipeline = self.client.pipeline(transaction=False)
+            for request_id in request_ids:
+                key = self.keys.refresh_answers(request_id)
+                pipeline.rpush(key, text)
+                pipeline.pexpire(key, REQUEST_TTL_MS)
             pipeline.execute()
         except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "answering a request") from exc
+            raise unavailable(exc, "answering requests") from exc

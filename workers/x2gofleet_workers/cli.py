@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         help="prefix of all keys (default: X2GOFLEET_NAMESPACE, or x2gofleet)",
     )
     run.add_argument("--worker-id", default="", help="a name for this worker (default: host name and process id)")
+    run.add_argument(
+        "--weight", type=_weight, default=1.0, help="this worker's part of the fleet beside others' (default: 1.0)"
+    )
     run.add_argument("--verbose", action="store_true", help="log more")
     run.set_defaults(run=_run)
 
@@ -103,6 +106,16 @@ def _positive(text: str) -> int:
     return number
 
 
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight <= 1000:
+        raise argparse.ArgumentTypeError("must be a number above 0, 1 is normal")
+    return weight
+
+
 def _check(args: argparse.Namespace) -> int:
     return EXIT_FAILED if check_fleet(load_inventory(args.inventory)) else 0
 
@@ -136,7 +149,7 @@ def _run(args: argparse.Namespace) -> int:
         else:
             url = args.redis_url or url_from_environment()
             client_from_url(url).close()
-        return _run_worker(fleet, WorkerSettings(url, args.namespace, args.worker_id), stop)
+        return _run_worker(fleet, WorkerSettings(url, args.namespace, args.worker_id, args.weight), stop)
 
 
 def _run_worker(fleet: Fleet, settings: WorkerSettings, stop: threading.Event) -> int:
@@ -150,6 +163,7 @@ def _run_worker(fleet: Fleet, settings: WorkerSettings, stop: threading.Event) -
         redact_url(settings.redis_url),
         settings.namespace,
     )
+    signal.signal(signal.SIGHUP, lambda *_: worker.reload())
     worker.start()
     stop.wait()
     log.info("worker %s: stopping", worker.id)

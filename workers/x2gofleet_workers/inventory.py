@@ -7,11 +7,13 @@ server of scope ``user`` makes targets ``user@server``.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
+import time
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -29,6 +31,8 @@ MIN_TTL_SECONDS = 15.0
 DEFAULT_DEADLINE_SECONDS = 10.0
 _DEFAULT_INTERVALS = {Kind.LOAD: 5.0, Kind.MOUNTS: 60.0}
 _USER_DESKTOPS_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
 
 _LOGIN_KEYS = ("user", "port", "key_file", "known_hosts", "scope", "command", "deadline")
 _SERVER_KEYS = (*_LOGIN_KEYS, "host", "hostname", "labels", "weight", "drain")
@@ -133,6 +137,59 @@ def parse_inventory(text: str, path: str = "fleet.toml") -> Fleet:
         where = int(line[1]) if line else text.count("\n") + 1
         raise InventoryError(path, f"it is no TOML: {reason}", line=where, mend="see https://toml.io") from exc
     return _Reader(text, path).fleet(raw)
+
+
+class InventoryFile:
+    """Follows the file that a Fleet was read from. A file that can't be used is refused, and the old one stays.
+
+    ``published`` is what readers are told of the inventory in force. Its version orders inventories: the time of the
+    file in ms (of the change, where it was seen), then a digest of the content.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._seen = _identity(fleet.path)
+        self._look = False
+        stamp_ms = self._seen[0] // 1_000_000 if self._seen else int(time.time() * 1000)
+        self.published = _versioned(fleet, stamp_ms)
+        self.error = ""
+
+    def look_again(self) -> None:
+        """Have the next ``changed`` read the file whether it looks changed or not."""
+        self._look = True
+
+    def changed(self) -> Fleet | None:
+        """Return the inventory where the file holds another one now; None where not, or where it can't be used."""
+        identity = _identity(self._fleet.path)
+        if identity == self._seen and not self._look:
+            return None
+        self._seen, asked, self._look = identity, self._look, False
+        try:
+            fleet = load_inventory(self._fleet.path)
+        except InventoryError as exc:
+            if asked or str(exc) != self.error:
+                log.error("the changed inventory is refused, the one before stays in force: %s", exc)
+            self.error = str(exc)
+            return None
+        self.error = ""
+        if fleet == self._fleet:
+            return None
+        self._fleet = fleet
+        self.published = _versioned(fleet, int(time.time() * 1000))
+        return fleet
+
+
+def _versioned(fleet: Fleet, stamp_ms: int) -> PublishedFleet:
+    published = fleet.published()
+    return replace(published, version=f"{stamp_ms:013d}-{published.version}")
+
+
+def _identity(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class _Reader:

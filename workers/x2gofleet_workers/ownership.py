@@ -11,11 +11,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from x2gofleet.errors import CacheUnavailable
-from x2gofleet.store import Lease, Store
+from x2gofleet.store import Lease, Member, Store
 
 LEASE_TTL_SECONDS = 6.0
 TICK_SECONDS = 1.0
@@ -27,8 +27,12 @@ def _score(target: str, worker: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{worker}\0{target}".encode(), digest_size=8).digest())
 
 
-def fair_share(targets: Iterable[str], workers: Sequence[str]) -> dict[str, str]:
+def fair_share(
+    targets: Iterable[str], workers: Collection[str], weights: Mapping[str, float] | None = None
+) -> dict[str, str]:
     """Return target -> worker: even shares of at most ceil(n/w) targets, of which a change of workers moves few.
+
+    With ``weights`` a worker's share is bounded by its part of all weights.
 
     Rendezvous hashing with a bound on each worker's load: targets are served in a fixed order, each by the worker
     that scores highest for it among those with room (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded
@@ -38,7 +42,9 @@ def fair_share(targets: Iterable[str], workers: Sequence[str]) -> dict[str, str]
     if not members:
         return {}
     names = sorted(targets, key=lambda target: (_score(target, ""), target))
-    room = dict.fromkeys(members, math.ceil(len(names) / len(members)))
+    parts = {worker: (weights or {}).get(worker, 1.0) for worker in members}
+    total = sum(parts.values())
+    room = {worker: math.ceil(len(names) * part / total) for worker, part in parts.items()}
     share: dict[str, str] = {}
     for target in names:
         chosen = max((worker for worker in members if room[worker]), key=lambda worker: _score(target, worker))
@@ -64,12 +70,13 @@ class Ownership:
         facts: Callable[[], dict[str, str | int | float]],
         gained: Callable[[str], None],
         lost: Callable[[str], None],
+        eligible: Callable[[Sequence[Member]], Sequence[Member]] = lambda members: members,
         ttl_seconds: float = LEASE_TTL_SECONDS,
         tick_seconds: float = TICK_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._targets, self._facts = store, targets, facts
-        self._gained, self._lost = gained, lost
+        self._gained, self._lost, self._eligible = gained, lost, eligible
         self._ttl, self._tick, self._monotonic = ttl_seconds, tick_seconds, monotonic
         self._held: dict[str, _Held] = {}
         self._lock = threading.RLock()
@@ -110,6 +117,14 @@ class Ownership:
                 return taken
             held.renewed = -math.inf
         return None
+
+    def restart(self, targets: Iterable[str]) -> None:
+        """Begin anew with owned targets whose settings changed; the leases stay."""
+        for target in targets:
+            with self._lock:
+                if target in self._held:
+                    self._lost(target)
+                    self._gained(target)
 
     def start(self) -> None:
         """Begin to tick in a thread."""
@@ -155,7 +170,8 @@ class Ownership:
         members = self._store.heartbeat(self._facts(), ttl_ms=self.ttl_ms)
         wanted = set(self._targets())
         me = self._store.worker_id
-        mine = {target for target, worker in fair_share(wanted, members).items() if worker == me}
+        weights = {member.id: member.weight for member in self._eligible(members)}
+        mine = {target for target, worker in fair_share(wanted, weights, weights).items() if worker == me}
         for target in self.owned():
             if target not in mine:
                 self._give_back(target)

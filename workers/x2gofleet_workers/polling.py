@@ -18,6 +18,7 @@ from x2gofleet.errors import CacheUnavailable, ConnectionLost, OutageError, Poll
 from x2gofleet.events import compare
 from x2gofleet.keys import is_username, target_id
 from x2gofleet.kinds import Kind
+from x2gofleet.lookup import NOT_OWNED
 from x2gofleet.parsing import parse_sessions
 from x2gofleet.snapshot import digest_of
 from x2gofleet.store import Lease, Listing, Outcome, Store
@@ -59,6 +60,7 @@ class PollReport:
 
     stored: list[tuple[str, Kind]] = field(default_factory=list)
     errors: dict[Kind, str] = field(default_factory=dict)
+    dropped: int = 0
 
 
 class NotOwnerError(Exception):
@@ -314,7 +316,7 @@ class _Lane:
             try:
                 self._poll(list(kinds), report, force=force, users=users)
             except NotOwnerError:
-                report.errors.update(dict.fromkeys(kinds, "this worker does not own the target any more"))
+                report.errors.update(dict.fromkeys(kinds, NOT_OWNED))
             except CacheUnavailable as exc:
                 report.errors.update(dict.fromkeys(kinds, str(exc)))
                 log.debug("%s: %s", self._poller.target.id, exc)

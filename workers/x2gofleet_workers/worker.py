@@ -8,29 +8,28 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from x2gofleet.connection import client_from_url, redact_url
-from x2gofleet.errors import CacheUnavailable, FleetError, SnapshotCorrupt
+from x2gofleet.errors import FleetError, SnapshotCorrupt
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
-from x2gofleet.kinds import Kind
-from x2gofleet.store import Store
-from x2gofleet_workers.inventory import Fleet
+from x2gofleet.store import Member, Publication, Store
+from x2gofleet_workers.inventory import Fleet, InventoryFile
 from x2gofleet_workers.ownership import Ownership
-from x2gofleet_workers.polling import QUICK_KINDS, SLOW_KINDS, NotOwnerError, PollReport, TargetPoller
+from x2gofleet_workers.polling import QUICK_KINDS, SLOW_KINDS, TargetPoller
+from x2gofleet_workers.refresh import RefreshDesk
 from x2gofleet_workers.schedule import Schedule
 
 CONNECTING_THREADS = 16
-REQUEST_THREADS = 16
 PUBLISH_SECONDS = 60.0
+STALE_INVENTORY_SECONDS = 30.0
+_LEAST_THREADS = 256
 STOP_SECONDS = 5.0
 _REDIS_CONNECT_SECONDS = 1.0
 _REDIS_COMMAND_SECONDS = 2.0
-_REQUEST_WAIT_SECONDS = 1.0
 
 _WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,80}\Z")
 
@@ -49,6 +48,7 @@ class WorkerSettings:
     redis_url: str
     namespace: str = DEFAULT_NAMESPACE
     worker_id: str = ""
+    weight: float = 1.0
 
 
 class Worker:
@@ -56,25 +56,33 @@ class Worker:
 
     def __init__(self, fleet: Fleet, settings: WorkerSettings) -> None:
         self.fleet, self.settings = fleet, settings
+        self._inventory = InventoryFile(fleet)
+        self._publication: Publication | None = None
+        self._warned_of = ""
         self.id = settings.worker_id or default_worker_id()
         if not _WORKER_ID.match(self.id):
             raise ValueError(f"{self.id!r} is no worker id: use 1 to 80 letters, digits, '.', '_' and '-'")
         self._keys = Keys(settings.namespace)
         self._store, self._lease_store, self._request_store = (self._new_store() for _ in range(3))
         self.ownership = Ownership(
-            self._lease_store, lambda: self.fleet.targets, facts=self._facts, gained=self._gain, lost=self._lose
+            self._lease_store,
+            lambda: self.fleet.targets,
+            facts=self._facts,
+            gained=self._gain,
+            lost=self._lose,
+            eligible=self._eligible,
         )
         # Both lanes of every target may wait for a hung server at once without another target waiting for a thread.
-        self.schedule = Schedule(max_threads=2 * len(fleet.targets) + 4)
+        self.schedule = Schedule(max_threads=max(_LEAST_THREADS, 2 * len(fleet.targets) + 4))
         self._connecting = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="x2gofleet-connecting")
-        self._requests = ThreadPoolExecutor(REQUEST_THREADS, thread_name_prefix="x2gofleet-request")
+        self._desk = RefreshDesk(self._request_store, lambda name: self.pollers.get(name), self._known_targets)
         self._pollers: dict[str, TargetPoller] = {}
         self._in_connecting: set[str] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._request_thread: threading.Thread | None = None
         self._watch_thread: threading.Thread | None = None
         self._started_at = time.monotonic()
+        self._publish_again_at = 0.0
 
     def _new_store(self) -> Store:
         client = client_from_url(
@@ -89,7 +97,8 @@ class Worker:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "owned": len(self._pollers),
-            "inventory": self.fleet.published().version,
+            "inventory": self._inventory.published.version,
+            "weight": self.settings.weight,
             "up_seconds": int(time.monotonic() - self._started_at),
         }
 
@@ -103,8 +112,7 @@ class Worker:
         """Begin to own and poll; returns at once, also when Redis can't be reached yet."""
         self.schedule.start()
         self.ownership.start()
-        self._request_thread = threading.Thread(target=self._serve, name="x2gofleet-requests", daemon=True)
-        self._request_thread.start()
+        self._desk.start()
         self._watch_thread = threading.Thread(target=self._watch, name="x2gofleet-watch", daemon=True)
         self._watch_thread.start()
 
@@ -119,41 +127,96 @@ class Worker:
             # Gained while it was stopping.
             poller.close()
         self._connecting.shutdown(wait=False, cancel_futures=True)
-        self._requests.shutdown(wait=False, cancel_futures=True)
+        self._desk.stop()
         for store in (self._store, self._lease_store, self._request_store):
             store.client.close()
 
+    def reload(self) -> None:
+        """Read the inventory again soon, whether the file looks changed or not."""
+        self._inventory.look_again()
+
     def _watch(self) -> None:
-        """Publish the inventory now and then, and follow steps of the machine's clock."""
-        next_publication = 0.0
+        """Follow the inventory file, keep it published, and follow steps of the machine's clock."""
         told = ""
         while not self._stopping.is_set():
             self.schedule.follow_clock()
-            if time.monotonic() >= next_publication:
-                try:
-                    self._publish()
-                    next_publication = time.monotonic() + PUBLISH_SECONDS
-                    told = ""
-                except FleetError as exc:
-                    if not told:
-                        log.error(
-                            "%s can't be used: %s. Start a Redis or Valkey there, give another --redis-url, or use "
-                            "--embedded; trying on",
-                            redact_url(self.settings.redis_url),
-                            exc,
-                        )
-                    told = str(exc)
+            changed = self._inventory.changed()
+            if changed is not None:
+                self._apply(changed)
+            try:
+                self._publish()
+                told = ""
+            except FleetError as exc:
+                if not told:
+                    log.error(
+                        "%s can't be used: %s. Start a Redis or Valkey there, give another --redis-url, or use "
+                        "--embedded; trying on",
+                        redact_url(self.settings.redis_url),
+                        exc,
+                    )
+                told = str(exc)
             self._stopping.wait(1.0)
 
+    def _apply(self, fleet: Fleet) -> None:
+        """Take over another inventory: targets whose settings changed begin anew, removed ones are given up."""
+        before, self.fleet = self.fleet, fleet
+        common = before.targets.keys() & fleet.targets.keys()
+        changed = [name for name in common if before.targets[name] != fleet.targets[name]]
+        log.info(
+            "inventory %s: %d target(s), %d new, %d changed, %d removed",
+            fleet.path,
+            len(fleet.targets),
+            len(fleet.targets.keys() - common),
+            len(changed),
+            len(before.targets.keys() - common),
+        )
+        self.ownership.restart(changed)
+
     def _publish(self) -> None:
-        published = self.fleet.published()
+        """Keep the inventory published; where a newer one is, say so."""
+        mine = self._inventory.published
+        known = self._publication
+        current = known is not None and known.accepted and _digest(known.version) == _digest(mine.version)
+        # Asked each time: after a restart of Redis readers would know of no profile.
+        there = self._request_store.published_version()
+        if current and known and there == known.version and time.monotonic() < self._publish_again_at:
+            return
         before = self._published()
-        self._request_store.publish(published)
-        if before is not None and before.version != published.version:
-            gone = set(before.targets) - set(published.targets)
+        self._publication = publication = self._request_store.publish(mine)
+        self._publish_again_at = time.monotonic() + PUBLISH_SECONDS
+        if not publication.accepted:
+            if self._warned_of != publication.version:
+                log.error(
+                    "another worker published a newer inventory (%s) than %s (%s): bring this file up to date; %g s "
+                    "after the newer one came, this worker polls nothing while a worker with that one lives",
+                    publication.version,
+                    self.fleet.path,
+                    mine.version,
+                    STALE_INVENTORY_SECONDS,
+                )
+                self._warned_of = publication.version
+            return
+        self._warned_of = ""
+        if before is not None and _digest(before.version) != _digest(mine.version):
+            gone = set(before.targets) - set(mine.targets)
             if gone:
                 log.info("no longer in the inventory, dropped: %s", ", ".join(sorted(gone)))
                 self._request_store.drop_targets(gone)
+
+    def _eligible(self, members: Sequence[Member]) -> Sequence[Member]:
+        """Return the workers that share the targets: those with the newest inventory, once all had time to load it."""
+        publication = self._publication
+        now_ms = self._lease_store.clock.now_ms()
+        if publication is None or now_ms is None:
+            return members
+        if now_ms - publication.published_at_ms < STALE_INVENTORY_SECONDS * 1000:
+            return members
+        newest = [member for member in members if _digest(member.inventory) == _digest(publication.version)]
+        return newest or members
+
+    def _known_targets(self) -> set[str]:
+        published = self._published()
+        return set(published.targets) if published else set(self.fleet.targets)
 
     def _published(self) -> PublishedFleet | None:
         try:
@@ -163,7 +226,9 @@ class Worker:
             return None
 
     def _gain(self, name: str) -> None:
-        target = self.fleet.targets[name]
+        target = self.fleet.targets.get(name)
+        if target is None:
+            return
         poller = TargetPoller(target, self._store, self.ownership)
         with self._lock:
             self._pollers[name] = poller
@@ -215,49 +280,9 @@ class Worker:
             with self._lock:
                 self._in_connecting.discard(name)
 
-    def _serve(self) -> None:
-        """Take requests from readers and answer each in a thread of its own."""
-        while not self._stopping.is_set():
-            try:
-                request = self._request_store.take_request(wait_seconds=_REQUEST_WAIT_SECONDS)
-            except CacheUnavailable:
-                self._stopping.wait(1.0)
-                continue
-            if request is not None:
-                try:
-                    self._requests.submit(self._answer, request).add_done_callback(_log_failure)
-                except RuntimeError:
-                    return
 
-    def _answer(self, request: dict[str, Any]) -> None:
-        request_id, target = str(request.get("id", "")), str(request.get("target", ""))
-        if request.get("operation") == "check":
-            published = self._published()
-            known = set(published.targets) if published else set(self.fleet.targets)
-            dropped = self._request_store.drop_orphans(known)
-            self._request_store.answer(request_id, {"target": "", "dropped": dropped})
-            return
-        report = PollReport()
-        problem = ""
-        poller = self.pollers.get(target)
-        if poller is None:
-            problem = "its worker does not own it any more"
-        else:
-            try:
-                kinds = [Kind.parse(str(kind)) for kind in request.get("kinds", ())]
-                username = request.get("username")
-                if request.get("operation") == "delete":
-                    poller.discard()
-                else:
-                    report = poller.refresh(kinds, str(username) if username else None)
-            except NotOwnerError:
-                problem = "its worker does not own it any more"
-            except (CacheUnavailable, ValueError, TypeError) as exc:
-                problem = str(exc)
-        if report.errors:
-            problem = "; ".join(dict.fromkeys(report.errors.values()))
-        stored = [[name, kind.value] for name, kind in report.stored]
-        self._request_store.answer(request_id, {"target": target, "stored": stored, "error": problem})
+def _digest(version: str) -> str:
+    return version.rpartition("-")[2]
 
 
 def _bound(run: Callable[[TargetPoller], None], poller: TargetPoller) -> Callable[[], None]:

@@ -1,0 +1,161 @@
+"""refresh: answers readers' requests: poll now, delete, check; single-flight over all readers.
+
+A request that comes before a poll began shares it; one that comes during it starts exactly one more. As each request
+goes to the one worker that owns its target, that holds for the whole fleet.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from x2gofleet.errors import CacheUnavailable, SnapshotCorrupt
+from x2gofleet.kinds import Kind
+from x2gofleet.lookup import NOT_OWNED
+from x2gofleet.store import Store
+from x2gofleet_workers.polling import NotOwnerError, PollReport, TargetPoller
+
+THREADS = 16
+_WAIT_SECONDS = 1.0
+_TRY_AGAIN_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of a target; equal questions share a poll."""
+
+    target: str
+    operation: str
+    kinds: tuple[Kind, ...]
+    username: str | None
+
+
+@dataclass(slots=True)
+class _Flight:
+    """The requests that wait for the next poll of one question, and whether one is running."""
+
+    waiting: list[str] = field(default_factory=list)
+    running: bool = False
+
+
+class RefreshDesk:
+    """Takes requests from this worker's queue and answers each."""
+
+    def __init__(
+        self,
+        store: Store,
+        poller: Callable[[str], TargetPoller | None],
+        known_targets: Callable[[], set[str]],
+    ) -> None:
+        self._store, self._poller, self._known_targets = store, poller, known_targets
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="x2gofleet-request")
+        self._flights: dict[_Question, _Flight] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="x2gofleet-requests", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take requests in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more requests; running polls are not waited for."""
+        self._stopping.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                request = self._store.take_request(wait_seconds=_WAIT_SECONDS)
+            except CacheUnavailable:
+                self._stopping.wait(_TRY_AGAIN_SECONDS)
+                continue
+            if request is not None:
+                self._take(request)
+
+    def _take(self, request: dict[str, Any]) -> None:
+        """Put a request to the others that ask the same, and see that a poll comes for them."""
+        request_id = str(request.get("id", ""))
+        try:
+            question = _question(request)
+        except (ValueError, TypeError) as exc:
+            problem = str(exc)
+            self._submit(lambda: self._answer([request_id], str(request.get("target", "")), PollReport(), problem))
+            return
+        with self._lock:
+            flight = self._flights.setdefault(question, _Flight())
+            flight.waiting.append(request_id)
+            if flight.running:
+                return
+            flight.running = True
+        self._submit(lambda: self._fly(question, flight))
+
+    def _submit(self, run: Callable[[], None]) -> None:
+        try:
+            self._pool.submit(run).add_done_callback(_log_failure)
+        except RuntimeError:
+            log.debug("a request came while stopping")
+
+    def _fly(self, question: _Question, flight: _Flight) -> None:
+        """Poll for all that wait, and once more for those that came meanwhile."""
+        while True:
+            with self._lock:
+                waiting, flight.waiting = flight.waiting, []
+                if not waiting or self._stopping.is_set():
+                    flight.running = False
+                    self._flights.pop(question, None)
+                    return
+            report, problem = PollReport(), ""
+            try:
+                report, problem = self._do(question, waiting)
+            except Exception as exc:
+                problem = f"the worker failed: {type(exc).__name__}"
+                log.exception("a request of %s failed", question.target)
+            self._answer(waiting, question.target, report, problem)
+
+    def _do(self, question: _Question, waiting: Sequence[str]) -> tuple[PollReport, str]:
+        report = PollReport()
+        if question.operation == "check":
+            report.dropped = self._store.drop_orphans(self._known_targets())
+            return report, ""
+        poller = self._poller(question.target)
+        if poller is None:
+            return report, NOT_OWNED
+        try:
+            if question.operation == "delete":
+                poller.discard()
+            else:
+                report = poller.refresh(question.kinds, question.username)
+        except NotOwnerError:
+            return report, NOT_OWNED
+        except (CacheUnavailable, SnapshotCorrupt, ValueError) as exc:
+            return report, str(exc)
+        return report, "; ".join(dict.fromkeys(report.errors.values()))
+
+    def _answer(self, waiting: Sequence[str], target: str, report: PollReport, problem: str) -> None:
+        stored = [[name, kind.value] for name, kind in report.stored]
+        answer = {"target": target, "stored": stored, "error": problem, "dropped": report.dropped}
+        try:
+            self._store.answer(waiting, answer)
+        except CacheUnavailable as exc:
+            log.warning("%d request(s) of %s could not be answered: %s", len(waiting), target, exc)
+
+
+def _question(request: dict[str, Any]) -> _Question:
+    operation = str(request.get("operation", ""))
+    if operation not in ("refresh", "delete", "check"):
+        raise ValueError(f"unknown operation {operation!r}")
+    kinds = tuple(sorted({Kind.parse(str(kind)) for kind in request.get("kinds", ())}))
+    username = request.get("username")
+    return _Question(str(request.get("target", "")), operation, kinds, str(username) if username else None)
+
+
+def _log_failure(future: Future[None]) -> None:
+    if not future.cancelled() and (failure := future.exception()) is not None:
+        log.error("an unexpected error in a request's thread", exc_info=failure)

@@ -1,0 +1,15 @@
+-- Publishes an inventory unless a newer one is published. KEYS fleet. ARGV version, document, ttl_ms.
+-- Versions compare as text: the time of the file in ms, 13 digits, then a digest of the content.
+-- Returns {'stored' or 'older', the version that is published now, when it was first published in ms, now_ms}.
+local time = redis.call('TIME')
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+local stored = redis.call('HMGET', KEYS[1], 'version', 'published_at')
+local same = stored[1] and string.sub(stored[1], 15) == string.sub(ARGV[1], 15)
+if stored[1] and not same and stored[1] > ARGV[1] then return {'older', stored[1], stored[2] or now, now} end
+if same then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  return {'stored', stored[1], stored[2] or now, now}
+end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'document', ARGV[2], 'published_at', now)
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return {'stored', ARGV[1], now, now}
