@@ -7,7 +7,9 @@ goes to the one worker that owns its target, that holds for the whole fleet.
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from x2gofleet.store import Store
 from x2gofleet_workers.polling import NotOwnerError, PollReport, TargetPoller
 
 THREADS = 16
+SPACING_SECONDS = 0.1
 _WAIT_SECONDS = 1.0
 _TRY_AGAIN_SECONDS = 1.0
 
@@ -104,7 +107,11 @@ class RefreshDesk:
 
     def _fly(self, question: _Question, flight: _Flight) -> None:
         """Poll for all that wait, and once more for those that came meanwhile."""
+        started = -math.inf
         while True:
+            # Requests that trickle in must not have a server list back to back.
+            self._stopping.wait(max(0.0, started + SPACING_SECONDS - time.monotonic()))
+            started = time.monotonic()
             with self._lock:
                 waiting, flight.waiting = flight.waiting, []
                 if not waiting or self._stopping.is_set():
