@@ -111,6 +111,13 @@ def test_lines_are_wrapped_at_words() -> None:
     line = Line("ts03: the server refused the key /etc/x2gofleet/id_ed25519", indent=2)
     assert plain([line], 40).splitlines() == ["ts03: the server refused the key", "  /etc/x2gofleet/id_ed25519"]
     assert plain([line]) == line.text
+    path = Line("ts03: refused the key /etc/x2go-fleet/id-rsa", indent=2)
+    assert plain([path], 33).splitlines() == ["ts03: refused the key", "  /etc/x2go-fleet/id-rsa"]
+
+
+@given(st.text(min_size=1), st.integers(20, 60))
+def test_no_line_of_text_is_wider_than_the_terminal(text: str, width: int) -> None:
+    assert all(cell_width(line) <= width for line in plain([Line(text, indent=2)], width).split("\n"))
 
 
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
