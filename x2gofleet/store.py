@@ -253,6 +253,13 @@ class Store:
             raise unavailable(exc, "reading the published inventory") from exc
         return PublishedFleet.from_json(document, version.decode()) if version and document else None
 
+    def is_published(self) -> bool:
+        """Whether any inventory is published now."""
+        try:
+            return bool(self.client.exists(self.keys.fleet()))
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "looking for the published inventory") from exc
+
     def drop_targets(self, targets: Iterable[str]) -> int:
         """Delete all keys but the fence of targets that are in no inventory any more; return how many keys."""
         dropped = 0

@@ -129,20 +129,21 @@ class Worker:
         told = ""
         while not self._stopping.is_set():
             self.schedule.follow_clock()
-            if time.monotonic() >= next_publication:
-                try:
+            try:
+                # Also at once where Redis lost it: without it readers find nothing.
+                if time.monotonic() >= next_publication or not self._request_store.is_published():
                     self._publish()
                     next_publication = time.monotonic() + PUBLISH_SECONDS
-                    told = ""
-                except FleetError as exc:
-                    if not told:
-                        log.error(
-                            "%s can't be used: %s. Start a Redis or Valkey there, give another --redis-url, or use "
-                            "--embedded; trying on",
-                            redact_url(self.settings.redis_url),
-                            exc,
-                        )
-                    told = str(exc)
+                told = ""
+            except FleetError as exc:
+                if not told:
+                    log.error(
+                        "%s can't be used: %s. Start a Redis or Valkey there, give another --redis-url, or use "
+                        "--embedded; trying on",
+                        redact_url(self.settings.redis_url),
+                        exc,
+                    )
+                told = str(exc)
             self._stopping.wait(1.0)
 
     def _publish(self) -> None:
