@@ -9,7 +9,7 @@ from typing import Any, Self
 import redis
 
 from x2gofleet.connection import Breaker, client_from_url, exchange, unavailable
-from x2gofleet.errors import RefreshFailed
+from x2gofleet.errors import RefreshFailed, UnknownProfile
 from x2gofleet.events import Events
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys, is_server_id
 from x2gofleet.kinds import Kind
@@ -56,6 +56,7 @@ class FleetCache:
             self._breaker.failed(str(failure))
             raise failure from exc
         except redis.exceptions.RedisError as exc:
+            self._breaker.succeeded()
             raise unavailable(exc, "asking Redis") from exc
         self._breaker.succeeded()
         return replies
@@ -239,7 +240,8 @@ class FleetCache:
         """Have a profile's servers polled now, and return the new snapshots.
 
         ``timeout`` is in seconds. Desktops are asked for ``username``, or for every user with a session.
-        Raises UnknownProfile, RefreshFailed (with ``errors`` by server and ``partial``), CacheUnavailable.
+        Raises UnknownProfile, RefreshFailed (with ``errors`` by server and ``partial``), CacheUnavailable, and
+        ValueError for what is no user name.
         """
         chosen = (
             (Kind.SESSIONS, update_sessions),
@@ -275,8 +277,14 @@ class FleetCache:
             except RefreshFailed as exc:
                 errors.update(exc.errors)
                 found = exc.partial
+            except UnknownProfile:
+                # Taken out of the inventory since its name was read.
+                continue
             from_all.update({(snapshot.target, snapshot.kind): snapshot for snapshot in found})
-        self.check_cache()
+        try:
+            self.check_cache(timeout=timeout)
+        except RefreshFailed as exc:
+            errors.update(exc.errors)
         if errors:
             raise RefreshFailed(errors, tuple(from_all.values()))
         return tuple(from_all.values())

@@ -33,7 +33,11 @@ _PLANS_KEPT = 1024
 
 @dataclass(frozen=True, slots=True)
 class TargetStatus:
-    """What is known of one target. Ages and times as in Snapshot; ``up`` is None where nobody has told lately."""
+    """What is known of one target. Ages and times as in Snapshot; ``up`` is None where nobody has told lately.
+
+    ``up`` is judged by sessions where these are polled: another kind's failure is told by ``error_class``,
+    ``error_text`` and ``failures`` of a target that is up.
+    """
 
     id: str
     server: str
@@ -53,8 +57,8 @@ class TargetStatus:
 class ServerStatus:
     """What is known of one server of the fleet.
 
-    ``up``: True, False (its newest poll failed) or None (unknown: no worker has told lately). ``ages``: seconds since
-    the server was last asked, per kind that is cached now. ``owner``: id of the worker that polls it.
+    ``up``: True, False (its newest poll of sessions failed) or None (unknown: no worker has told lately). ``ages``:
+    seconds since the server was last asked, per kind that is cached now. ``owner``: id of the worker that polls it.
     ``since_ms``: since when it is up or down, ``read_at_ms``: when this was read; ms on the clock of Redis.
     """
 
@@ -221,7 +225,9 @@ class Lookups:
 
     def _down_command(self, target: PublishedTarget, kind: Kind) -> Command:
         state = target.server if target.scope == "server" else target.id
-        names = [f"{name.value}.{when}" for name in (kind, Kind.SESSIONS) for when in ("good_at", "failed_at")]
+        # One user's desktops tell nothing of the server that they were asked of as its administrator.
+        own = Kind.SESSIONS if kind is Kind.DESKTOPS and target.scope == "server" else kind
+        names = [f"{name.value}.{when}" for name in (own, Kind.SESSIONS) for when in ("good_at", "failed_at")]
         return ("HMGET", self.keys.state(state), *names)
 
     def cached(self, profile_name: str, kinds: Sequence[Kind], username: str | None) -> Query[bool]:
@@ -261,7 +267,7 @@ class Lookups:
     def fleet_view(self, kind: Kind, username: str | None) -> Query[View]:
         """Ask for one kind of every server, as if all were one profile.
 
-        With ``username`` other users' own targets are left out, without it those on a server that is polled whole.
+        Users' own targets are left out on a server that is polled whole, and with ``username`` those of others.
         """
 
         def targets(fleet: PublishedFleet) -> list[PublishedTarget] | None:
@@ -269,7 +275,7 @@ class Lookups:
             ids = [
                 t.id
                 for t in fleet.targets.values()
-                if t.scope == "server" or (t.server not in whole if username is None else t.username == username)
+                if t.scope == "server" or (t.server not in whole and username in (None, t.username))
             ]
             return self._targets(fleet, ids, kind, username)
 
@@ -338,10 +344,15 @@ class Lookups:
                 if profile_name is not None:
                     targets = self._profile_targets(fleet, profile_name, kind, username) or []
                 else:
-                    ids = [t.id for t in fleet.targets.values() if t.server == server]
-                    targets = self._targets(fleet, ids, kind, username) or []
+                    ids = [
+                        t.id
+                        for t in fleet.targets.values()
+                        if t.server == server and (t.scope == "server" or username in (None, t.username))
+                    ]
+                    targets = [t for name in ids for t in self._targets(fleet, (name,), kind, username) or ()]
                 found.extend((target.id, kind) for target in targets)
-            return found
+            # A user's desktops have one key, whether the server or the user's own target is asked for them.
+            return list(dict.fromkeys(found))
 
         answer = yield from self._with_fleet(
             lambda fleet: [("TIME",), *(("HGETALL", self.keys.snapshot(*item)) for item in wanted(fleet))]
@@ -431,8 +442,11 @@ class Lookups:
     ) -> Query[tuple[Snapshot, ...]]:
         """Ask the owners of a profile's targets to act, and wait for their answers.
 
-        Returns the snapshots that they stored. Raises UnknownProfile and RefreshFailed.
+        Returns the snapshots that they stored. Raises UnknownProfile, RefreshFailed, and ValueError for what is no
+        user name.
         """
+        if username is not None and not is_username(username):
+            raise ValueError(f"{username!r} is no user name")
         deadline = self._monotonic() + timeout_seconds
         fleet = yield from self.fleet()
         if fleet is None or profile_name not in fleet.profiles:
@@ -506,12 +520,15 @@ class Lookups:
     def check(self, *, timeout_seconds: float) -> Query[int]:
         """Ask a worker to drop what belongs to no target any more; return how many keys went."""
         deadline = self._monotonic() + timeout_seconds
-        replies = yield [("ZRANGE", self.keys.workers(), 0, -1)]
-        workers = replies[0]
+        replies = yield [("ZREVRANGE", self.keys.workers(), 0, -1)]
+        members = [worker.decode() for worker in replies[0]]
+        # One that was killed is listed until another worker strikes it off.
+        alive = yield [("EXISTS", self.keys.worker(worker)) for worker in members]
+        workers = [worker for worker, lives in zip(members, alive, strict=True) if lives]
         if not workers:
             return 0
         request_id = secrets.token_hex(8)
-        queue = self.keys.refresh_requests(workers[0].decode())
+        queue = self.keys.refresh_requests(workers[0])
         body = json.dumps({"id": request_id, "operation": "check"})
         yield [("RPUSH", queue, body), ("PEXPIRE", queue, REQUEST_TTL_MS)]
         while (left := deadline - self._monotonic()) > 0:
@@ -531,14 +548,15 @@ def _target_status(
 
     good, failed = newest("good_at"), newest("failed_at")
     broken = [kind for kind, at in failed.items() if at > good.get(kind, 0)]
-    main = Kind.SESSIONS if Kind.SESSIONS in broken or not broken else broken[0]
+    main = Kind.SESSIONS if Kind.SESSIONS in target.kinds or not broken else broken[0]
+    told = main if main in broken or not broken else broken[0]
     up: bool | None = None
-    if broken:
+    if main in broken:
         up = False
     elif Kind.SESSIONS in ages or (ages and Kind.SESSIONS not in target.kinds):
         up = True
-    text = state.get(f"{main.value}.error_text".encode(), b"") if broken else b""
-    name = state.get(f"{main.value}.error_class".encode(), b"") if broken else b""
+    text = state.get(f"{told.value}.error_text".encode(), b"") if broken else b""
+    name = state.get(f"{told.value}.error_class".encode(), b"") if broken else b""
     return TargetStatus(
         target.id,
         target.server,
@@ -547,7 +565,7 @@ def _target_status(
         _number(state.get(f"{main.value}.since".encode())),
         ages,
         owner.decode() if owner else None,
-        int(state.get(f"{main.value}.failures".encode(), b"0")),
+        int(state.get(f"{told.value}.failures".encode(), b"0")),
         name.decode(errors="replace"),
         text.decode(errors="replace"),
         max(good.values(), default=None),

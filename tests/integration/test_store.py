@@ -44,6 +44,7 @@ def dump(client: redis.Redis, namespace: str) -> Dump:
         b"string": lambda key: client.get(key),
         b"list": lambda key: client.lrange(key, 0, -1),
         b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        b"stream": lambda key: client.xrange(key),
     }
     found: Dump = {}
     for key in client.scan_iter(match=f"{namespace}:*", count=500):

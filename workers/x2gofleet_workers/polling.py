@@ -131,8 +131,13 @@ class TargetPoller:
         return self._slow.poll(kinds, users=users)
 
     def refresh(self, kinds: Sequence[Kind], username: str | None) -> PollReport:
-        """Poll ``kinds`` now, in full, whatever is due; desktops of ``username`` or of every user with a session."""
+        """Poll ``kinds`` now, in full, whatever is due; desktops of ``username`` or of every user with a session.
+
+        Raises ValueError for a ``username`` that may not be part of a request or key.
+        """
         report = PollReport()
+        if username is not None:
+            target_id(self.target.server, username)
         quick = [kind for kind in kinds if kind in QUICK_KINDS]
         slow = [kind for kind in kinds if kind in SLOW_KINDS]
         if username is not None and not is_username(username):
@@ -221,6 +226,11 @@ class TargetPoller:
     def record_failure(self, lease: Lease, kinds: Iterable[Kind], exc: PollError, *, retry_seconds: float) -> None:
         """Record a failure in Redis, for as long as the next try may take to come."""
         self.counters.failed += 1
+        if self.target.scope == "server":
+            # Desktops are stored under user@server: no success would ever clear a failure of theirs recorded here.
+            kinds = [kind for kind in kinds if kind is not Kind.DESKTOPS]
+            if not kinds:
+                return
         now_ms = self._store.clock.now_ms() or self._store.sync_clock()
         lasting = retry_seconds + self.target.deadline_seconds * (1 + SLOW_DEADLINE_FACTOR) + 60
         self._store.fail(

@@ -54,9 +54,9 @@ class _Record:
     tekidata_port: bytes
 
     def is_clean(self) -> bool:
-        """Whether no column holds what separates rows or fields."""
+        """Whether its status is one of X2Go's and no column that a user can write holds a separator."""
         text = (self.session, self.username, self.cookie, self.client, self.agent_pid)
-        return not any(b"|" in column or b"\n" in column for column in text)
+        return self.status in _STATUSES and not any(b"|" in column or b"\n" in column for column in text)
 
     def printed(self, status: bytes, touched: bytes, age: bytes) -> list[bytes]:
         """Return the fields that a listing prints of this record."""
@@ -75,16 +75,20 @@ def show(raw: bytes, limit: int = 200) -> str:
 
 
 def _check_status(section: Section, command: str, stderr: bytes) -> None:
-    if section.status in _COMMAND_NOT_FOUND:
-        raise CommandMissing(
-            f"{command} could not be run: {show(stderr) or 'not found'}",
-            mend="install x2goserver on the server, or take it out of the inventory",
-        )
+    _check_found(section.status, command, stderr)
     if section.status in _TIMED_OUT:
         raise ListingFailed(f"{command} did not end in time and was stopped")
     if section.status != 0:
         said = show(stderr) or _first_words(section.body) or "nothing on stderr"
         raise ListingFailed(f"{command} ended with exit status {section.status}: {said}")
+
+
+def _check_found(status: int, command: str, stderr: bytes) -> None:
+    if status in _COMMAND_NOT_FOUND:
+        raise CommandMissing(
+            f"{command} could not be run: {show(stderr) or 'not found'}",
+            mend="install x2goserver on the server, or take it out of the inventory",
+        )
 
 
 def _first_words(stdout: bytes) -> str:
@@ -115,7 +119,7 @@ def prove_sessions(
             mend="mend `hostname` of the server in fleet.toml, or the server's host name",
         )
     if section.attributes.get("backend") == "sqlite":
-        return _against_records(section, host=host, mark=mark, stderr=stderr)
+        return _against_records(section, host=host, mark=mark, stderr=stderr, host_is_known=bool(hostname))
     _check_status(section, "x2golistsessions_root", stderr)
     return _plain_rows(section.body, "x2golistsessions_root", hostname=host.encode(), stderr=stderr)
 
@@ -152,9 +156,10 @@ def _plain_rows(
         else:
             seen.add(fields[1])
             kept.append(line)
-    if rejected and not kept:
-        said = _first_words(stdout) or rejected[0]
-        raise ListingFailed(f"{command} printed no session but: {said}")
+    said = _first_words(stdout)
+    # Two commands list a user's sessions: an error text of one is not made good by the rows of the other.
+    if rejected and (not kept or (said and username is not None)):
+        raise ListingFailed(f"{command} printed no session but: {said or rejected[0]}")
     return Proven(b"".join(line + b"\n" for line in kept), tuple(rejected))
 
 
@@ -212,11 +217,12 @@ def _records(lines: Sequence[bytes], mark: bytes) -> list[_Record]:
     return records
 
 
-def _against_records(section: Section, *, host: str, mark: bytes, stderr: bytes) -> Proven:
-    """Check a listing of SQLite row by row against the database's own records."""
+def _against_records(section: Section, *, host: str, mark: bytes, stderr: bytes, host_is_known: bool) -> Proven:
+    """Check a listing of SQLite row by row against the database's own columns."""
     if section.status in _TIMED_OUT:
         raise ListingFailed("x2golistsessions_root did not end in time and was stopped")
     if mark + b" records before" not in section.body:
+        _check_found(section.status, "perl", stderr)
         raise NotProven(
             f"the session database could not be asked: {show(stderr) or f'exit status {section.status}'}",
             mend="the check needs perl with DBI and DBD::SQLite, which x2goserver itself depends on",
@@ -229,11 +235,13 @@ def _against_records(section: Section, *, host: str, mark: bytes, stderr: bytes)
     own = host.encode()
     before = {record.session: record for record in every_before if record.hostname == own}
     after = {record.session: record for record in every_after if record.hostname == own}
-    if every_after and not before and not after:
+    # A user can insert a record of any host name: where the inventory knows the server's name, that is no evidence.
+    if every_after and not before and not after and not host_is_known:
         others = sorted({show(record.hostname, 60) for record in every_after})
         raise HostNameChanged(
             f"all {len(every_after)} session records are of host {', '.join(others[:3])}, the server is {host} now",
-            mend="give the server its old host name back, or end those sessions and delete their records",
+            mend="give the server its old host name back, or end those sessions and delete their records; if its name "
+            f'is right, say so in fleet.toml: hostname = "{host}"',
         )
     kept, rejected = _match(raw, before, after)
     missing = [
@@ -253,17 +261,25 @@ def _against_records(section: Section, *, host: str, mark: bytes, stderr: bytes)
 def _match(
     raw: bytes, before: Mapping[bytes, _Record], after: Mapping[bytes, _Record]
 ) -> tuple[dict[bytes, bytes], list[str]]:
-    """Return the rows that are genuine, by session name, and a reason for every line that is not."""
+    """Return the rows that are genuine, by session name, and a reason for every line that is not.
+
+    A session that changed while it was being listed may be printed as neither record has it. Such a line is taken for
+    no more than a sign that the session was listed: its row is made of the newer record, so that nothing is ever
+    believed that the database does not say.
+    """
     kept: dict[bytes, bytes] = {}
     exact: dict[bytes, bool] = {}
+    signs: dict[bytes, list[tuple[int, bytes]]] = {}
     rejected: list[str] = []
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
             continue
         fields = line.split(b"|")
-        match = _genuine(fields, before, after)
         name = fields[1] if len(fields) > 1 else b""
-        if match is None:
+        match = _genuine(fields, before, after)
+        if match is None and _is_sign(fields, before, after):
+            signs.setdefault(name, []).append((number, fields[12]))
+        elif match is None:
             rejected.append(f"line {number}: no record of the session database prints this row")
         elif name not in kept:
             kept[name], exact[name] = line, match
@@ -272,32 +288,41 @@ def _match(
             kept[name], exact[name] = line, match
         else:
             rejected.append(f"line {number}: a second row of session {show(name, 80)}")
+    for name, found in signs.items():
+        if name not in kept:
+            record, (number, age) = after[name], found.pop(0)
+            kept[name] = b"|".join(record.printed(record.status, record.touched, age))
+            if record == before[name]:
+                rejected.append(f"line {number}: not what the session database has; its own record was taken")
+        rejected += [f"line {number}: no record of the session database prints this row" for number, _ in found]
     return kept, rejected
 
 
 def _genuine(fields: Sequence[bytes], before: Mapping[bytes, _Record], after: Mapping[bytes, _Record]) -> bool | None:
-    """Whether the database prints exactly this row (True), nearly (False: its state was in change), or not (None)."""
+    """Whether the database prints exactly this row (True), as suspended (False), or not (None)."""
     if len(fields) != _FIELDS or not fields[12].removeprefix(b"-").isdigit():
         return None
     name, status, age = fields[1], fields[4], fields[12]
-    first, last = before.get(name), after.get(name)
-    for record in (first, last):
-        if record is not None and list(fields) == record.printed(record.status, record.touched, age):
-            return True
+    records = [record for record in (before.get(name), after.get(name)) if record is not None and record.is_clean()]
+    if any(list(fields) == record.printed(record.status, record.touched, age) for record in records):
+        return True
     # A running session whose agent says that it is suspended is printed as suspended, before the record follows.
-    for record in (first, last):
-        if (
-            record is not None
-            and record.status == b"R"
-            and status == b"S"
-            and list(fields) == record.printed(b"S", record.touched, age)
-        ):
-            return False
-    if first is None or last is None or first == last or status not in _STATUSES:
-        return None
-    # It changed while it was being listed: what a user can't change must still agree.
+    if status == b"S" and any(
+        record.status == b"R" and list(fields) == record.printed(b"S", record.touched, age) for record in records
+    ):
+        return False
+    return None
+
+
+def _is_sign(fields: Sequence[bytes], before: Mapping[bytes, _Record], after: Mapping[bytes, _Record]) -> bool:
+    """Whether a row agrees with the newer record in all that never changes, so that its session was listed."""
+    if len(fields) != _FIELDS or not fields[12].removeprefix(b"-").isdigit():
+        return False
+    first, last = before.get(fields[1]), after.get(fields[1])
+    if first is None or last is None or not last.is_clean():
+        return False
     fixed = [last.session, last.display, last.hostname, last.created, last.username]
-    return False if [fields[index] for index in (1, 2, 3, 5, 11)] == fixed else None
+    return [fields[index] for index in (1, 2, 3, 5, 11)] == fixed
 
 
 def prove_load(section: Section, *, stderr: bytes) -> Proven:
@@ -319,13 +344,15 @@ def prove_mounts(section: Section, *, scope: str, uid: int, login: str, mark: by
     _check_status(section, "x2golistmounts", stderr)
     kept: list[bytes] = []
     rejected: list[str] = []
+    said = ""
     for number, line in enumerate(section.body.split(b"\n"), 1):
         if line.count(b"|") >= 2:
             kept.append(line + b"\n")
         elif line.strip():
+            said = said or show(line.partition(b"|")[2] or line)
             rejected.append(f"line {number}: no mount")
-    if rejected and not kept:
-        raise ListingFailed(f"x2golistmounts printed no mount but: {_first_words(section.body) or rejected[0]}")
+    if rejected and (not kept or scope == "user"):
+        raise ListingFailed(f"x2golistmounts printed no mount but: {said or rejected[0]}")
     return Proven(b"".join(kept), tuple(rejected))
 
 

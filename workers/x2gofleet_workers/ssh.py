@@ -46,6 +46,7 @@ _STDERR_KEPT_BYTES = 4096
 _STDERR_DRAINED_SECONDS = 0.5
 _STATUS_WAIT_SECONDS = 2.0
 _CUT_AFTER_SECONDS = 0.5
+_END_SECONDS = 2.0
 _WEAK_ALGORITHMS = {
     "kex": ["diffie-hellman-group14-sha1", "diffie-hellman-group-exchange-sha1", "diffie-hellman-group1-sha1"],
     "ciphers": ["aes128-cbc", "aes192-cbc", "aes256-cbc", "3des-cbc"],
@@ -175,6 +176,18 @@ def _shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
+def _end(transport: paramiko.Transport, sock: socket.socket) -> None:
+    """Cut a connection, wait for its thread, then close it.
+
+    In this order: a descriptor closed under a thread that is about to wait for it may be another's by then.
+    """
+    _shut(sock)
+    if transport.is_alive():
+        transport.join(_END_SECONDS)
+    transport.close()
+    sock.close()
+
+
 class _Transport(paramiko.Transport):
     # paramiko wakes each idle connection ten times a second to see whether it was closed; here a connection is closed
     # by shutting its socket down, which wakes the reader at once. A test guards this private name.
@@ -201,8 +214,7 @@ class SshConnection:
                 try:
                     _authenticate(transport, endpoint, key, deadline)
                 except BaseException:
-                    _shut(sock)
-                    transport.close()
+                    _end(transport, sock)
                     raise
         except BaseException:
             _shut(sock)
@@ -218,7 +230,7 @@ class SshConnection:
     def start_probe(self, command: str, deadline: Deadline) -> ProbeChannel:
         """Execute ``command`` on a channel of its own and read the probe's greeting."""
         try:
-            with _guarded(self._sock, deadline):
+            with _guarded(self._sock, deadline, grace_seconds=_CUT_AFTER_SECONDS):
                 channel = self._transport.open_session(timeout=deadline.left())
                 try:
                     channel.settimeout(deadline.left())
@@ -238,9 +250,7 @@ class SshConnection:
 
     def close(self) -> None:
         """Cut the connection and end its thread."""
-        _shut(self._sock)
-        self._transport.close()
-        self._sock.close()
+        _end(self._transport, self._sock)
 
 
 class ProbeChannel:
@@ -278,7 +288,8 @@ class ProbeChannel:
         self._channel.status_event.wait(min(_STATUS_WAIT_SECONDS, deadline.left()))
         self._drain_stderr()
         said = show(self._stderr.strip() or noise.strip())
-        status = self._channel.recv_exit_status() if self._channel.exit_status_ready() else None
+        # -1: the channel was closed without one.
+        status = self._channel.recv_exit_status() if self._channel.exit_status_ready() else -1
         user = self._endpoint.user
         if "sudo" in said or "password is required" in said:
             return NotPermitted(
@@ -290,7 +301,7 @@ class ProbeChannel:
                 f"the login could not start the probe: {said or 'command not found'}",
                 mend='install the probe, or set command = "auto"',
             )
-        if status is None:
+        if status < 0:
             return ConnectionLost(f"the login ended before the probe greeted: {said or 'nothing was said'}")
         return NotPermitted(
             f"the login of {user} did not run the probe (exit status {status}): {said or 'nothing was said'}",
@@ -386,13 +397,19 @@ def _load_key(endpoint: Endpoint) -> paramiko.PKey:
     except OSError as exc:
         raise SetupError(f"the key file {path} can't be read: {exc.strerror}") from exc
     except paramiko.PasswordRequiredException as exc:
-        raise SetupError(
-            f"the key file {path} is encrypted", mend="use a key without a passphrase: ssh-keygen -t ed25519 -N ''"
-        ) from exc
+        raise _encrypted(path) from exc
     except (paramiko.SSHException, ValueError, TypeError) as exc:
+        if "password" in str(exc):
+            raise _encrypted(path) from exc
         raise SetupError(f"the key file {path} is no private SSH key: {_text(exc)}") from exc
     except Exception as exc:
         raise SetupError(f"the key file {path} can't be used: {type(exc).__name__}: {_text(exc)}") from exc
+
+
+def _encrypted(path: str) -> SetupError:
+    return SetupError(
+        f"the key file {path} is encrypted", mend="use a key without a passphrase: ssh-keygen -t ed25519 -N ''"
+    )
 
 
 def _known_name(endpoint: Endpoint) -> str:
@@ -480,13 +497,11 @@ def _negotiate(
                 "may be in between",
             )
     except PollError:
-        _shut(sock)
-        transport.close()
+        _end(transport, sock)
         raise
     except Exception as exc:
         # Of any class: paramiko hands on whatever its reading of the server's packets raised.
-        _shut(sock)
-        transport.close()
+        _end(transport, sock)
         if isinstance(exc, paramiko.ssh_exception.IncompatiblePeer) and "host key" in str(exc):
             raise HostKeyMismatch(
                 f"{where} has no host key of the known types ({', '.join(known)})",

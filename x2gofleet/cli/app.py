@@ -40,11 +40,13 @@ def _run(options: argparse.Namespace) -> int:
     try:
         client = client_from_url(url)
         client.connection_pool.make_connection()
-    except (ValueError, TypeError) as exc:
-        # Only our own text is known to hide the password.
-        ours = "is no Redis URL" in str(exc)
-        mend = "use redis://HOST:PORT/DB or unix:///PATH?db=DB, with what is special in a password percent-encoded"
-        tell(str(exc) if ours else f"the Redis URL can't be used: {mend}")
+    except (ValueError, TypeError):
+        # The URL isn't repeated: where it can't be taken apart, nothing can tell which part is the password.
+        where = "--redis-url" if options.redis_url else "X2GOFLEET_REDIS_URL"
+        tell(
+            f"{where} is no Redis URL that can be used: give redis://HOST:PORT/DB or unix:///PATH?db=DB, "
+            "with what is special in a password percent-encoded"
+        )
         return USAGE
     try:
         cache = FleetCache(client, namespace=name)

@@ -144,7 +144,7 @@ def _snapshot_table(snapshots: Sequence[Snapshot]) -> Table:
                 snapshot.kind.value,
                 "-" if snapshot.kind is Kind.LOAD else str(documents.entries_in(snapshot)),
                 duration(snapshot.age),
-                duration(snapshot.duration_ms / 1000),
+                f"{snapshot.duration_ms} ms",
                 Cell(str(snapshot.rejected_rows), "warn" if snapshot.rejected_rows else "dim"),
                 snapshot.worker,
             )

@@ -110,12 +110,12 @@ def problem_lines(picture: Picture) -> list[Line]:
     return lines
 
 
-def session_table(sessions: Sequence[SeenSession]) -> Table:
-    """Return one row for each session, sorted by user, newest first."""
-    newest_first = sorted(sessions, key=lambda seen: seen.session.date_created, reverse=True)
-    return Table.of(
-        _SESSION_COLUMNS, [_session_row(seen) for seen in sorted(newest_first, key=lambda seen: seen.session.username)]
-    )
+def session_table(sessions: Sequence[SeenSession], *, by_user: bool = True) -> Table:
+    """Return one row for each session, newest first, ``by_user`` within each user's."""
+    ordered = sorted(sessions, key=lambda seen: seen.session.date_created, reverse=True)
+    if by_user:
+        ordered.sort(key=lambda seen: seen.session.username)
+    return Table.of(_SESSION_COLUMNS, [_session_row(seen) for seen in ordered])
 
 
 def _session_row(seen: SeenSession) -> list[Cell | str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PERIOD_SECONDS = 1.0
 _MOST_PROBLEMS = 4
+_LEAST_LINES = 3
 _SUMMARY_LINES = 22
 
 
@@ -52,11 +53,11 @@ def frame_blocks(seen: Picture | FleetError, *, title: str, width: int, height: 
         return [*blocks, _nobody()]
     blocks += [Line(summary_line(seen), indent=2), Line("")]
     problems: list[Block] = list(problem_lines(seen))
-    if len(problems) > _MOST_PROBLEMS:
-        more = counted(len(problems) - _MOST_PROBLEMS, "more error")
-        problems[_MOST_PROBLEMS:] = [Line(f"... and {more}: x2gofleet status", "dim")]
+    most = max(1, min(_MOST_PROBLEMS, height // 8))
+    if len(problems) > most:
+        problems[most:] = [Line(f"... and {counted(len(problems) - most, 'more error')}: x2gofleet status", "dim")]
     left = height - height_of([*blocks, *problems, Line("")], width)
-    servers = _server_blocks(seen, max(left // 2, left - 2 - len(seen.sessions)), width)
+    servers = _server_blocks(seen, max(_LEAST_LINES, left // 2, left - 2 - len(seen.sessions)), width)
     sessions = _session_blocks(seen, left - height_of(servers, width), width)
     return [*blocks, *servers, *problems, Line(""), *sessions]
 
@@ -69,9 +70,11 @@ def _server_blocks(picture: Picture, room: int, width: int) -> list[Block]:
 
 
 def _session_blocks(picture: Picture, room: int, width: int | None) -> list[Block]:
-    table = session_table(picture.sessions)
+    table = session_table(picture.sessions, by_user=False)
     if not table.rows:
         return [Line("no sessions", "dim")]
+    if room < _LEAST_LINES:
+        return []
     return _cut(table, room, width, "more session", "x2gofleet sessions")
 
 

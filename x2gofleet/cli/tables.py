@@ -116,7 +116,8 @@ def wrapped(line: Line, width: int | None) -> list[str]:
     text = clean(line.text)
     if width is None or cell_width(text) <= width:
         return [text]
-    return textwrap.wrap(text, max(20, width), subsequent_indent=" " * line.indent)
+    lines = textwrap.wrap(text, max(20, width), subsequent_indent=" " * line.indent, break_on_hyphens=False)
+    return [piece for words in lines for piece in fold(words, max(20, width))]
 
 
 def left_out_note(table: Table) -> Line | None:

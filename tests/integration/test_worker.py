@@ -1,0 +1,595 @@
+"""A whole worker against simulated servers and a real Valkey: fills, follows, shares, survives Redis, lets go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from x2gofleet_workers import worker as worker_module
+from x2gofleet_workers.embedded import _binary, _die_with_parent
+from x2gofleet_workers.inventory import load_inventory
+from x2gofleet_workers.polling import TargetPoller
+from x2gofleet_workers.simulator import RunningSimulation, running_simulation
+from x2gofleet_workers.worker import Worker, WorkerSettings
+
+from x2gofleet.cache import FleetCache
+from x2gofleet.connection import client_from_url
+from x2gofleet.errors import (
+    AuthenticationFailed,
+    CacheUnavailable,
+    ListingFailed,
+    PollError,
+    RefreshFailed,
+    Unreachable,
+)
+from x2gofleet.keys import Keys
+from x2gofleet.kinds import Kind
+from x2gofleet.store import Lease, Store
+
+TIMEOUT_SECONDS = 30.0
+TICK_SECONDS = 1.0
+SERVERS = 3
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT_SECONDS) -> float:
+    """Wait for a condition; return how many seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"never came true within {seconds:g} s: {what}"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+class Valkey:
+    """A valkey-server on one unix socket, that can be stopped and started again there."""
+
+    def __init__(self) -> None:
+        # Not below the test's own folder: a unix socket's path is at most 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="x2gofleet-test-"))
+        self.url = f"unix://{self.folder}/v.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client = client_from_url(self.url, connect_timeout_seconds=5, command_timeout_seconds=5)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [
+                *(str(_binary()), "--port", "0", "--unixsocket", f"{self.folder}/v.sock", "--save", ""),
+                *("--dir", str(self.folder), "--logfile", f"{self.folder}/log"),
+            ],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        wait_until(self.answers, "valkey answers")
+
+    def answers(self) -> bool:
+        with contextlib.suppress(redis.exceptions.RedisError, OSError):
+            return bool(self.client.ping())
+        return False
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(number)
+            self.process.wait(TIMEOUT_SECONDS)
+            self.process = None
+
+    def close(self) -> None:
+        self.kill()
+        self.client.close()
+        shutil.rmtree(self.folder)
+
+    def all_keys(self) -> list[str]:
+        return sorted(key.decode() for key in self.client.scan_iter(count=500))
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    server = Valkey()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def running(valkey: Valkey) -> Valkey:
+    valkey.start()
+    return valkey
+
+
+@pytest.fixture
+def simulation(tmp_path: Path) -> Iterator[RunningSimulation]:
+    with running_simulation(SERVERS, 9, directory=tmp_path) as simulated:
+        yield simulated
+
+
+Start = Callable[..., Worker]
+
+
+@pytest.fixture
+def start(simulation: RunningSimulation, valkey: Valkey, tmp_path: Path) -> Iterator[Start]:
+    """Starts workers; ``intervals`` are those of fleet.toml in seconds. Stopped with the test."""
+    workers: list[Worker] = []
+
+    def run(name: str = "w1", *, more: str = "", **intervals: float) -> Worker:
+        chosen = {"sessions": 0.2, "load": 0.2, "mounts": 0.5, **intervals}
+        path = tmp_path / f"{name}.toml"
+        table = "".join(f"{kind} = {seconds}\n" for kind, seconds in chosen.items())
+        path.write_text(f"{simulation.inventory.read_text()}\n[intervals]\n{table}{more}")
+        worker = Worker(load_inventory(path), WorkerSettings(valkey.url, worker_id=name))
+        workers.append(worker)
+        worker.start()
+        return worker
+
+    yield run
+    for worker in workers:
+        worker.stop()
+
+
+@pytest.fixture
+def cache(valkey: Valkey) -> Iterator[FleetCache]:
+    with FleetCache(valkey.client) as reader:
+        yield reader
+
+
+def quietly(ask: Callable[[], object]) -> object:
+    with contextlib.suppress(CacheUnavailable):
+        return ask()
+    return None
+
+
+def is_filled(cache: FleetCache) -> bool:
+    return bool(quietly(lambda: cache.is_cached("all", cache_type="sessions")))
+
+
+def statuses(cache: FleetCache) -> dict[str, str]:
+    found = cache.list_sessions(profile_name="all")
+    return {} if found is None else {name: info.status for name, info in found.items()}
+
+
+def simulated(simulation: RunningSimulation) -> dict[str, str]:
+    return {
+        session.name: session.status
+        for server in simulation.servers.values()
+        for session in server.sessions
+        if session.status != "F"
+    }
+
+
+def polled_at(valkey: Valkey, target: str, kind: Kind = Kind.SESSIONS) -> int:
+    return int(valkey.client.hget(Keys().snapshot(target, kind), "polled_at") or 0)
+
+
+# Filling and following
+
+
+def test_the_first_fill_is_all_that_the_servers_have(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    assert statuses(cache) == simulated(simulation) != {}
+    wait_until(lambda: cache.is_cached("all", cache_type="mounts"), "mounts are cached")
+    assert {status.id: status.up for status in cache.servers()} == {"ts01": True, "ts02": True, "ts03": True}
+    load = cache.load("all")
+    assert load is not None
+    assert set(load) == {"ts01", "ts02", "ts03"}
+    assert not cache.is_cached("all", cache_type="desktops")
+
+
+def test_every_change_of_a_session_is_seen(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    server = simulation.server("ts02")
+    name = server.start_session("li_wei")
+    wait_until(lambda: name in statuses(cache), "a session that is being started is seen")
+    found = cache.list_sessions(profile_name="all", username="li_wei")
+    assert found is not None
+    assert found[name].is_starting()
+    wait_until(lambda: (cache.find_sessions(username="li_wei") or {})[name].agent_pid, "it is ready")
+    for change, status in ((server.suspend, "S"), (server.resume, "R")):
+        change(name)
+        wait_until(lambda status=status: statuses(cache)[name] == status, f"status {status}")  # type: ignore[misc]
+    server.end(name)
+    wait_until(lambda: name not in statuses(cache), "it ended")
+
+
+def test_unchanged_sessions_are_confirmed_and_stay_fresh(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    worker = start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    before = polled_at(running, "ts01")
+    wait_until(lambda: worker.pollers["ts01"].counters.confirmed >= 8, "eight polls without a change")
+    assert worker.pollers["ts01"].counters.full_listings == 1
+    assert simulation.server("ts01").counters.full_listings == 1
+    assert simulation.server("ts01").counters.commands == 0
+    assert polled_at(running, "ts01") - before > 1000
+    assert cache.snapshots(server="ts01", kind="sessions")[0].age < 1.0
+    name = simulation.server("ts01").start_session("alice", ready=True)
+    wait_until(lambda: name in statuses(cache), "the change is seen")
+    assert worker.pollers["ts01"].counters.full_listings == 2
+
+
+def test_once_a_minute_the_listing_is_made_anew(
+    running: Valkey, simulation: RunningSimulation, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("x2gofleet_workers.polling.RELIST_SECONDS", 0.7)
+    worker = start()
+    wait_until(lambda: worker.pollers and worker.pollers["ts01"].counters.full_listings >= 3, "it is listed again")
+    assert worker.pollers["ts01"].counters.confirmed >= 2
+
+
+def test_a_refresh_lists_in_full_and_asks_users_for_their_desktops(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    worker = start(sessions=60, load=60, mounts=60)
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    name = simulation.server("ts01").start_session("john_doe", "DMATE", ready=True)
+    snapshots = cache.update("all")
+    assert sorted(snapshot.target for snapshot in snapshots) == ["ts01", "ts02", "ts03"]
+    assert name in statuses(cache)
+    assert worker.pollers["ts01"].counters.full_listings == 2
+    assert cache.list_desktops(profile_name="all", username="john_doe") is None
+    cache.update("all", update_sessions=False, update_desktops=True, username="john_doe")
+    desktops = cache.list_desktops(profile_name="all", username="john_doe")
+    assert desktops is not None
+    assert [each for each in desktops if each.startswith("john_doe@:")]
+    found = cache.update("all", update_sessions=False, update_desktops=True)
+    assert {snapshot.kind for snapshot in found} == {Kind.DESKTOPS}
+    users = {session.username for session in simulation.server("ts01").sessions if session.status != "F"}
+    assert {snapshot.target for snapshot in found if snapshot.server == "ts01"} == {f"{user}@ts01" for user in users}
+
+
+def test_a_delete_drops_everything_and_the_next_poll_fills_it_again(
+    running: Valkey, start: Start, cache: FleetCache
+) -> None:
+    start(sessions=60, load=60, mounts=60)
+    wait_until(lambda: cache.is_cached("all", cache_type="mounts"), "it is filled")
+    cache.update("all", update_desktops=True, username="alice")
+    cache.delete("all")
+    assert not cache.is_cached("all")
+    assert not cache.is_cached("all", username="alice", cache_type="desktops")
+    assert [key for key in running.all_keys() if key.endswith((":sessions", ":load", ":mounts", ":desktops"))] == []
+    cache.update("all")
+    assert cache.is_cached("all", cache_type="sessions")
+
+
+def test_a_request_with_a_name_that_is_none_is_answered_and_reaches_no_server(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    start(sessions=60, load=60, mounts=60)
+    wait_until(lambda: cache.is_cached("all", cache_type="mounts"), "it is filled")
+    keys = Keys()
+    for number, body in enumerate(
+        (
+            {"operation": "refresh", "kinds": ["desktops"], "username": "x\npoll aa server 9 load"},
+            {"operation": "refresh", "kinds": ["printers"]},
+            {"operation": "refresh", "kinds": 5},
+            {"operation": "refresh", "kinds": ["sessions"], "target": "nobody@nowhere"},
+        )
+    ):
+        request = {"id": f"r{number}", "target": "ts01", **body}
+        running.client.rpush(keys.refresh_requests("w1"), json.dumps(request))
+        reply = running.client.blpop([keys.refresh_answers(f"r{number}")], 10)
+        assert reply is not None, body
+        assert json.loads(reply[1])["error"], body
+    for garbage in (b"\xff", b"[]", b"3", b"{}", b"null"):
+        running.client.rpush(keys.refresh_requests("w1"), garbage)
+    assert cache.update("all", timeout=10)
+    assert all(server.counters.error_answers == 0 for server in simulation.servers.values())
+
+
+def test_a_server_that_is_down_fails_alone_and_comes_back(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    simulation.server("ts02").set_fault("dead")
+    wait_until(lambda: {each.id: each.up for each in cache.servers()}["ts02"] is False, "ts02 is seen down")
+    (down,) = (each for each in cache.servers() if each.id == "ts02")
+    assert down.error_class in ("ConnectionLost", "Unreachable")
+    assert is_filled(cache), "the others and its last good snapshot stand"
+    with pytest.raises(RefreshFailed) as caught:
+        cache.update("all")
+    assert set(caught.value.errors) == {"ts02"}
+    assert sorted(snapshot.server for snapshot in caught.value.partial) == ["ts01", "ts03"]
+    simulation.server("ts02").clear_fault()
+    wait_until(lambda: all(each.up for each in cache.servers()), "ts02 is back")
+
+
+def test_an_answer_as_another_user_is_never_stored(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    before = statuses(cache)
+    simulation.server("ts01").set_fault("empty")
+    wait_until(lambda: {each.id: each.up for each in cache.servers()}["ts01"] is False, "it is seen as failed")
+    assert statuses(cache) == before
+    wait_until(lambda: cache.servers()[0].error_class == "NotPermitted", "the next login is told as what it is")
+    assert 'scope "server"' in cache.servers()[0].error_text
+
+
+def test_faults_on_a_standing_connection_are_backed_off_from(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    worker = start(sessions=0.1, load=0.1)
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    simulation.server("ts01").set_fault("empty")
+    wait_until(lambda: cache.servers()[0].error_class == "NotPermitted", "a fault of the set-up")
+    server = simulation.server("ts01")
+    before = server.counters
+    wait_until(lambda: server.counters.polls >= before.polls + 15, "its load is polled on")
+    assert server.counters.full_listings == before.full_listings
+    assert server.counters.connections == before.connections
+    assert worker.pollers["ts01"].connected
+
+
+def test_rows_that_are_left_out_are_told_once(
+    running: Valkey, simulation: RunningSimulation, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "x2gofleet_workers")
+    server = simulation.server("ts01")
+    server.set_mounts(server.start_session("alice", ready=True), [("a|b", "/x")])
+    worker = start(mounts=0.1)
+    wait_until(lambda: worker.pollers and worker.pollers["ts01"].counters.polls >= 20, "it was polled often")
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("ts01: 1 row(s) of mounts left out")
+
+
+def test_nothing_that_is_logged_or_recorded_holds_a_cookie(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    start(sessions=0.1)
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    cookies = {session.cookie for server in simulation.servers.values() for session in server.sessions} - {""}
+    assert len(cookies) > 5
+    simulation.server("ts01").set_fault("garbage")
+    simulation.server("ts02").set_fault("empty")
+    wait_until(lambda: [each.up for each in cache.servers()] == [False, False, True], "two have failed")
+    states = b"".join(
+        b"".join(running.client.hgetall(key).values()) for key in running.all_keys() if key.endswith((":state", ":w1"))
+    )
+    said = "\n".join(record.getMessage() for record in caplog.records if not record.name.startswith("asyncssh"))
+    assert states
+    assert not [cookie for cookie in cookies if cookie in said or cookie.encode() in states]
+
+
+# Stopping and sharing
+
+
+def ours() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "x2gofleet-" in thread.name]
+
+
+def test_a_stop_lets_go_of_everything(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    worker = start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    assert [key for key in running.all_keys() if key.endswith(":lease")]
+    began = time.monotonic()
+    worker.stop()
+    assert time.monotonic() - began < 2.0
+    left = running.all_keys()
+    assert [key for key in left if "lease" in key or "worker" in key] == []
+    assert is_filled(cache), "snapshots are left to age out"
+    wait_until(lambda: all(s.counters.open_connections == 0 for s in simulation.servers.values()), "no connection")
+    lasting = {"x2gofleet-deadlines", "x2gofleet-simulation", "x2gofleet-resolver"}
+    wait_until(lambda: set(ours()) <= lasting, f"no thread is left: {ours()}")
+    polls = [server.counters.polls for server in simulation.servers.values()]
+    worker.stop()
+    assert [server.counters.polls for server in simulation.servers.values()] == polls
+
+
+@pytest.mark.parametrize("fault", ["hang", "tarpit", "slow=60"])
+def test_a_stop_cuts_what_hangs(
+    fault: str, running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    if fault == "tarpit":
+        simulation.server("ts01").set_fault(fault)
+    worker = start()
+    wait_until(lambda: is_filled(cache) or fault == "tarpit", "sessions are cached")
+    simulation.server("ts01").set_fault(fault)
+    server = simulation.server("ts01")
+    if fault == "tarpit":
+        wait_until(lambda: server.counters.open_connections >= 1, "it is connecting")
+    else:
+        wait_until(lambda: server.counters.running_polls >= 1, "a poll hangs")
+    began = time.monotonic()
+    worker.stop()
+    pools = ("x2gofleet-connecting", "ThreadPoolExecutor")
+    wait_until(lambda: not [name for name in ours() if name.startswith(pools)], "no thread hangs", 3.0)
+    assert time.monotonic() - began < 3.0
+
+
+def owners(valkey: Valkey) -> dict[str, str]:
+    found = {name: valkey.client.hget(Keys().lease(name), "owner") for name in ("ts01", "ts02", "ts03")}
+    return {name: owner.decode() for name, owner in found.items() if owner}
+
+
+def test_two_workers_share_and_one_takes_over_within_a_tick(running: Valkey, start: Start, cache: FleetCache) -> None:
+    first = start("w1")
+    wait_until(lambda: list(owners(running).values()) == ["w1"] * SERVERS, "the first has all")
+    second = start("w2")
+    wait_until(lambda: sorted(owners(running).values()) in (["w1", "w1", "w2"], ["w1", "w2", "w2"]), "shares are even")
+    wait_until(lambda: len(first.pollers) + len(second.pollers) == SERVERS, "each is polled by one")
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    gone = [name for name, owner in owners(running).items() if owner == "w2"]
+    second.stop()
+    took = wait_until(lambda: set(first.pollers) >= set(gone), "the first takes over")
+    print(f"taken over after {took:.2f} s")
+    assert took < TICK_SECONDS + 0.7
+    marks = {name: polled_at(running, name) for name in gone}
+    wait_until(lambda: all(polled_at(running, name) > mark for name, mark in marks.items()), "they are polled on")
+    assert all(status.up for status in cache.servers())
+
+
+def test_a_lease_that_another_took_means_no_more_writes(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    worker = start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    thief = Store(running.client, Keys(), "thief")
+    running.client.delete(Keys().lease("ts01"))
+    stolen = thief.acquire("ts01", ttl_ms=60_000)
+    assert isinstance(stolen, Lease)
+    before = running.client.hgetall(Keys().snapshot("ts01", Kind.SESSIONS))
+    simulation.server("ts01").start_session("alice")
+    wait_until(lambda: "ts01" not in worker.pollers, "the worker gives it up")
+    after = running.client.hgetall(Keys().snapshot("ts01", Kind.SESSIONS))
+    assert after == before
+    assert is_filled(cache), "the last snapshot stands"
+    thief.release(stolen)
+    wait_until(lambda: polled_at(running, "ts01") > int(before[b"polled_at"]), "it is taken again and polled on")
+
+
+# Redis goes and comes
+
+
+def test_after_flushall_the_same_tick_lists_in_full(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    interval = 0.5
+    worker = start(sessions=interval)
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    wait_until(lambda: all(each.counters.confirmed >= 2 for each in worker.pollers.values()), "polls confirm")
+    running.client.flushall()
+    took = wait_until(
+        lambda: all(polled_at(running, name) for name in simulation.servers), "all snapshots are back", 10.0
+    )
+    print(f"refilled {took:.2f} s after FLUSHALL, at an interval of {interval} s")
+    assert took < interval + 0.5
+    took += wait_until(lambda: is_filled(cache), "readers find the inventory", 10.0)
+    assert took < TICK_SECONDS + 0.7
+    assert all(server.counters.full_listings == 2 for server in simulation.servers.values())
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_redis_restarts_empty_and_polls_go_on(
+    how: str,
+    running: Valkey,
+    simulation: RunningSimulation,
+    start: Start,
+    cache: FleetCache,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    running.kill(signal.SIGTERM if how == "stopped" else signal.SIGKILL)
+    name = simulation.server("ts01").start_session("alice", ready=True)
+    wait_until(lambda: "Redis can't be used" in caplog.text, "the outage is told")
+    running.start()
+    took = wait_until(lambda: is_filled(cache) and name in statuses(cache), "it is filled again", 10.0)
+    print(f"filled again {took:.2f} s after Redis was back")
+    assert caplog.text.count("leases can't be renewed") == 1
+
+
+def test_redis_that_hangs_and_wakes(
+    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+) -> None:
+    start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    assert running.process is not None
+    running.process.send_signal(signal.SIGSTOP)
+    polls = simulation.server("ts01").counters.polls
+    # Long enough that commands time out, short enough that leases outlive it.
+    wait_until(lambda: simulation.server("ts01").counters.polls >= polls + 1, "a poll was made")
+    name = simulation.server("ts01").start_session("alice", ready=True)
+    running.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: name in (quietly(lambda: statuses(cache)) or ()), "polls are stored again")
+
+
+def test_redis_that_hangs_does_not_keep_a_worker_from_stopping(
+    running: Valkey, start: Start, cache: FleetCache
+) -> None:
+    worker = start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    assert running.process is not None
+    running.process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    worker.stop()
+    took = time.monotonic() - began
+    running.process.send_signal(signal.SIGCONT)
+    print(f"stopped within {took:.2f} s while Redis hung")
+    assert took < worker_module.STOP_SECONDS
+
+
+def test_without_redis_it_says_so_keeps_trying_and_fills_when_it_comes(
+    valkey: Valkey, start: Start, cache: FleetCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    start()
+    wait_until(lambda: "can't be used" in caplog.text and "--embedded" in caplog.text, "the ways out are told")
+    assert valkey.url in caplog.text
+    assert quietly(lambda: is_filled(cache)) is False
+    valkey.start()
+    took = wait_until(lambda: is_filled(cache), "it is filled")
+    print(f"filled {took:.2f} s after Redis came")
+    assert caplog.text.count("Start a Redis or Valkey there") == 1
+
+
+def test_a_damaged_inventory_in_redis_is_replaced(
+    running: Valkey, start: Start, cache: FleetCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "PUBLISH_SECONDS", 0.1)
+    start()
+    wait_until(lambda: is_filled(cache), "sessions are cached")
+    running.client.hset(Keys().fleet(), mapping={"version": "x", "document": "{not json"})
+    wait_until(lambda: running.client.hget(Keys().fleet(), "version") != b"x", "it is published again")
+    wait_until(lambda: is_filled(cache), "readers see it")
+
+
+# Smaller things
+
+
+@pytest.mark.parametrize("name", ["a b", "x\n", "a:b", "", "{w}", "w" * 81, "\u00e4"])
+def test_worker_ids_are_checked(name: str, simulation: RunningSimulation, valkey: Valkey) -> None:
+    fleet = load_inventory(simulation.inventory)
+    settings = WorkerSettings(valkey.url, worker_id=name)
+    if not name:
+        assert Worker(fleet, settings).id == worker_module.default_worker_id()
+        return
+    with pytest.raises(ValueError, match="is no worker id"):
+        Worker(fleet, settings)
+
+
+def test_faults_of_the_set_up_back_off_slower_and_both_have_a_limit(
+    running: Valkey, simulation: RunningSimulation
+) -> None:
+    target = load_inventory(simulation.inventory).targets["ts01"]
+    poller = TargetPoller(target, None, None, jitter=lambda: 1.0)  # type: ignore[arg-type]
+
+    def delays(exc: PollError) -> list[float]:
+        return [poller.backoff(exc, failures) for failures in (1, 2, 3, 4, 10, 1000)]
+
+    assert delays(Unreachable("x")) == [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert delays(AuthenticationFailed("x")) == [10.0, 20.0, 40.0, 80.0, 600.0, 600.0]
+    assert delays(ListingFailed("x")) == [2.0, 4.0, 6.0, 8.0, 20.0, 30.0]
+
+
+def test_a_fleet_of_one_server(running: Valkey, cache: FleetCache, tmp_path: Path) -> None:
+    with running_simulation(1, 2, directory=tmp_path / "one") as one:
+        worker = Worker(load_inventory(one.inventory), WorkerSettings(running.url))
+        worker.start()
+        try:
+            wait_until(lambda: is_filled(cache), "sessions are cached")
+            assert worker.id == worker_module.default_worker_id()
+        finally:
+            worker.stop()
