@@ -85,6 +85,7 @@ class FleetBuilder:
     store: Store
     _leases: dict[str, Lease] = field(default_factory=dict)
     _seq: int = 0
+    _versions: int = 0
 
     def publish(
         self,
@@ -108,9 +109,13 @@ class FleetBuilder:
             for name in dict.fromkeys(target.server for target in targets.values())
         }
         fleet = PublishedFleet(servers, targets, {name: tuple(names) for name, names in profiles.items()})
-        fleet = PublishedFleet(fleet.servers, fleet.targets, fleet.profiles, version or fleet.digest())
+        fleet = PublishedFleet(fleet.servers, fleet.targets, fleet.profiles, version or self._next_version(fleet))
         self.store.publish(fleet)
         return fleet
+
+    def _next_version(self, fleet: PublishedFleet) -> str:
+        self._versions += 1
+        return f"{self._versions:013d}-{fleet.digest()}"
 
     def lease(self, target: str) -> Lease:
         """Take the lease of a target, or return the one taken before."""

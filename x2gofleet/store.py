@@ -309,9 +309,12 @@ class Store:
         keys = (self.keys.lease(target), *(self.keys.snapshot(target, kind) for kind in kinds))
         return self._outcome(self._run(self._discard, keys, (lease.nonce, lease.fence), f"dropping {target}"))
 
-    def publish(self, fleet: PublishedFleet) -> Publication:
-        """Publish the inventory, or keep it from expiring, unless a newer one is published."""
-        args = (fleet.version, fleet.to_json(), FLEET_TTL_MS)
+    def publish(self, fleet: PublishedFleet, *, force: bool = False) -> Publication:
+        """Publish the inventory, or keep it from expiring, unless a newer one is published.
+
+        ``force`` replaces whatever is there: for a document that can't be read.
+        """
+        args = (fleet.version, fleet.to_json(), FLEET_TTL_MS, int(force))
         reply = self._run(self._publish, (self.keys.fleet(),), args, "publishing the inventory")
         self.clock.set(int(reply[3]))
         return Publication(reply[0] == b"stored", reply[1].decode(), int(reply[2]))
@@ -360,8 +363,8 @@ class Store:
             raise unavailable(exc, "looking for removed targets") from exc
         return self.drop_targets(orphans)
 
-    def heartbeat(self, facts: dict[str, str | int | float], *, ttl_ms: int) -> tuple[Member, ...]:
-        """Say that this worker is alive; return all live workers, this one included."""
+    def heartbeat(self, facts: dict[str, str | int | float], *, ttl_ms: int) -> tuple[str, ...]:
+        """Say that this worker is alive; return the ids of all live workers, this one included."""
         now_ms = self.sync_clock()
         try:
             pipeline = self.client.pipeline(transaction=False)
@@ -373,16 +376,23 @@ class Store:
             pipeline.hset(self.keys.worker(self.worker_id), mapping=cast(Any, facts))
             pipeline.pexpire(self.keys.worker(self.worker_id), ttl_ms)
             pipeline.zrange(self.keys.workers(), 0, -1)
-            live = [worker.decode() for worker in pipeline.execute()[-1]]
+            live = pipeline.execute()[-1]
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "telling that this worker is alive") from exc
+        return tuple(worker.decode() for worker in live)
+
+    def describe(self, workers: Sequence[str]) -> tuple[Member, ...]:
+        """Return what live workers tell of themselves: one round trip."""
+        try:
             pipeline = self.client.pipeline(transaction=False)
-            for worker in live:
+            for worker in workers:
                 pipeline.hmget(self.keys.worker(worker), ["weight", "inventory"])
             told = pipeline.execute()
         except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "telling that this worker is alive") from exc
+            raise unavailable(exc, "asking which workers are alive") from exc
         return tuple(
-            Member(worker, _weight(weight), (inventory or b"").decode())
-            for worker, (weight, inventory) in zip(live, told, strict=True)
+            Member(worker, _weight(weight), (inventory or b"").decode("utf-8", "replace"))
+            for worker, (weight, inventory) in zip(workers, told, strict=True)
         )
 
     def leave(self) -> None:
@@ -412,8 +422,12 @@ class Store:
             return None
         return request if isinstance(request, dict) else None
 
-    def answer(self, request_ids: Iterable[str], answer: dict[str, Any]) -> None:
-        """Give the same answer to requests, in one round trip."""
+    def answer(self, request_id: str, answer: dict[str, Any]) -> None:
+        """Answer a request."""
+        self.answer_all((request_id,), answer)
+
+    def answer_all(self, request_ids: Iterable[str], answer: dict[str, Any]) -> None:
+        """Give the same answer to requests: one round trip."""
         text = json.dumps(answer)
         try:
             pipeline = self.client.pipeline(transaction=False)
@@ -423,4 +437,4 @@ class Store:
                 pipeline.pexpire(key, REQUEST_TTL_MS)
             pipeline.execute()
         except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "answering requests") from exc
+            raise unavailable(exc, "answering a request") from exc

@@ -61,6 +61,9 @@ class FakeStore:
         self._check()
         return tuple(self.members)
 
+    def describe(self, workers: Sequence[str]) -> tuple[Member, ...]:
+        return tuple(Member(worker) for worker in workers)
+
     def acquire(self, target: str, *, ttl_ms: int) -> Lease | str:
         self._check()
         if target in self.leases:

@@ -1,4 +1,4 @@
-"""cli: the command ``x2gofleet-worker``: run, check, simulate, demo, probe."""
+"""cli: the command ``x2gofleet-worker``: run, healthcheck, check, simulate, demo, probe."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 
 from x2gofleet.connection import client_from_url, redact_url, url_from_environment
@@ -17,18 +17,21 @@ from x2gofleet.errors import FleetError, InventoryError
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 from x2gofleet_workers.check import check_fleet
 from x2gofleet_workers.embedded import EmbeddedValkey
-from x2gofleet_workers.inventory import Fleet, load_inventory
+from x2gofleet_workers.endpoint import Endpoint, health_url, healthcheck
+from x2gofleet_workers.inventory import load_inventory
+from x2gofleet_workers.metrics import NO_METRICS, PrometheusMetrics
 from x2gofleet_workers.probe import probe_text
 from x2gofleet_workers.simulator import command as simulate_command
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+LOOPBACK = "127.0.0.1"
 
 _EPILOG = """\
 exit status:
   0  it did what was asked
-  1  a target failed (check), or something could not be started
+  1  a target failed (check), a worker is not well (healthcheck), or something could not be started
   2  wrong usage, or an inventory that can't be used
 
 examples:
@@ -68,8 +71,28 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--weight", type=_weight, default=1.0, help="this worker's part of the fleet beside others' (default: 1.0)"
     )
+    run.add_argument(
+        "--metrics-port",
+        type=_port,
+        metavar="N",
+        default=os.environ.get("X2GOFLEET_METRICS_PORT") or None,
+        help="serve metrics and health there; 0: a free port (default: X2GOFLEET_METRICS_PORT, or not at all)",
+    )
+    run.add_argument(
+        "--metrics-address",
+        metavar="ADDRESS",
+        default=os.environ.get("X2GOFLEET_METRICS_ADDRESS") or LOOPBACK,
+        help=f"address to serve them on (default: X2GOFLEET_METRICS_ADDRESS, or {LOOPBACK})",
+    )
     run.add_argument("--verbose", action="store_true", help="log more")
     run.set_defaults(run=_run)
+
+    health = commands.add_parser("healthcheck", help="ask a running worker how it is, for a container's health check")
+    health.add_argument(
+        "--url",
+        help="a worker's /live or /ready (default: /live at X2GOFLEET_METRICS_ADDRESS and X2GOFLEET_METRICS_PORT)",
+    )
+    health.set_defaults(run=_healthcheck)
 
     check = commands.add_parser("check", help="try every target once and say what is wrong")
     _add_inventory(check)
@@ -116,6 +139,24 @@ def _weight(text: str) -> float:
     return weight
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: use 0 to 65535")
+    return int(text)
+
+
+def _healthcheck(args: argparse.Namespace) -> int:
+    url, port = args.url, os.environ.get("X2GOFLEET_METRICS_PORT", "")
+    if not url:
+        if port in ("", "0"):
+            print("where is the worker? give --url, or set X2GOFLEET_METRICS_PORT")
+            return EXIT_FAILED
+        url = health_url(os.environ.get("X2GOFLEET_METRICS_ADDRESS", ""), port)
+    well, said = healthcheck(url)
+    print(said)
+    return 0 if well else EXIT_FAILED
+
+
 def _check(args: argparse.Namespace) -> int:
     return EXIT_FAILED if check_fleet(load_inventory(args.inventory)) else 0
 
@@ -149,11 +190,27 @@ def _run(args: argparse.Namespace) -> int:
         else:
             url = args.redis_url or url_from_environment()
             client_from_url(url).close()
-        return _run_worker(fleet, WorkerSettings(url, args.namespace, args.worker_id, args.weight), stop)
+        metrics = NO_METRICS if args.metrics_port is None else PrometheusMetrics()
+        worker = Worker(fleet, WorkerSettings(url, args.namespace, args.worker_id, args.weight), metrics)
+        if isinstance(metrics, PrometheusMetrics):
+            stack.enter_context(_served(metrics, worker, args.metrics_address, args.metrics_port))
+        return _run_worker(worker, stop)
 
 
-def _run_worker(fleet: Fleet, settings: WorkerSettings, stop: threading.Event) -> int:
-    worker = Worker(fleet, settings)
+@contextmanager
+def _served(metrics: PrometheusMetrics, worker: Worker, address: str, port: int) -> Iterator[None]:
+    metrics.observe(worker.standing)
+    endpoint = Endpoint(metrics, worker.live_problem, worker.ready_problem, address=address, port=port)
+    endpoint.start()
+    logging.getLogger("x2gofleet_workers").info("metrics and health: %s/metrics, /live, /ready", endpoint.url)
+    try:
+        yield
+    finally:
+        endpoint.stop()
+
+
+def _run_worker(worker: Worker, stop: threading.Event) -> int:
+    fleet, settings = worker.fleet, worker.settings
     log = logging.getLogger("x2gofleet_workers")
     log.info(
         "worker %s: %d target(s) of %s to %s, namespace %s",

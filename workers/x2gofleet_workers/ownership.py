@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.store import Lease, Member, Store
+from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse
 
 LEASE_TTL_SECONDS = 6.0
 TICK_SECONDS = 1.0
@@ -74,6 +75,7 @@ class Ownership:
         ttl_seconds: float = LEASE_TTL_SECONDS,
         tick_seconds: float = TICK_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self._store, self._targets, self._facts = store, targets, facts
         self._gained, self._lost, self._eligible = gained, lost, eligible
@@ -83,6 +85,9 @@ class Ownership:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._unavailable = ""
+        self._metrics = metrics
+        self.pulse = Pulse("ownership", monotonic)
+        self.problem = "targets are not shared out yet"
 
     @property
     def ttl_ms(self) -> int:
@@ -114,6 +119,7 @@ class Ownership:
             taken = self._store.acquire(lost.target, ttl_ms=self.ttl_ms)
             if isinstance(taken, Lease):
                 self._held[lost.target] = _Held(taken, before)
+                self._metrics.lease_lost()
                 return taken
             held.renewed = -math.inf
         return None
@@ -151,26 +157,31 @@ class Ownership:
     def _run(self) -> None:
         while not self._stop.is_set():
             started = self._monotonic()
+            self.pulse.beat()
             try:
                 self.tick()
+                self.problem = ""
                 if self._unavailable:
                     log.info("Redis answers again")
                     self._unavailable = ""
             except CacheUnavailable as exc:
                 if not self._unavailable:
                     log.error("Redis can't be used, leases can't be renewed: %s", exc)
-                self._unavailable = str(exc)
+                self._unavailable = self.problem = str(exc)
                 self._expire()
-            except Exception:
+            except Exception as exc:
+                self.problem = f"targets can't be shared out: {type(exc).__name__}"
                 log.exception("the ownership tick failed")
             self._stop.wait(max(0.05, self._tick - (self._monotonic() - started)))
 
     def tick(self) -> None:
         """Say that this worker lives, and bring the held leases in line with its share."""
-        members = self._store.heartbeat(self._facts(), ttl_ms=self.ttl_ms)
+        facts = self._facts()
+        with self._metrics.redis_call("heartbeat"):
+            members = self._store.heartbeat(facts, ttl_ms=self.ttl_ms)
         wanted = set(self._targets())
         me = self._store.worker_id
-        weights = {member.id: member.weight for member in self._eligible(members)}
+        weights = {member.id: member.weight for member in self._eligible(self._store.describe(members))}
         mine = {target for target, worker in fair_share(wanted, weights, weights).items() if worker == me}
         for target in self.owned():
             if target not in mine:
@@ -181,6 +192,7 @@ class Ownership:
                 self._take(target)
 
     def _take(self, target: str) -> None:
+        self.pulse.beat()
         with self._lock:
             before = self._monotonic()
             taken = self._store.acquire(target, ttl_ms=self.ttl_ms)
@@ -202,7 +214,8 @@ class Ownership:
             due = [held for held in self._held.values() if now - held.renewed >= self._ttl / 3]
             if not due:
                 return
-            still = self._store.renew([held.lease for held in due], ttl_ms=self.ttl_ms)
+            with self._metrics.redis_call("renew"):
+                still = self._store.renew([held.lease for held in due], ttl_ms=self.ttl_ms)
             gone = []
             for held, ok in zip(due, still, strict=True):
                 if ok:
@@ -217,6 +230,7 @@ class Ownership:
             held = self._held.pop(target, None)
         if held is not None:
             log.warning("%s: the lease is lost", target)
+            self._metrics.lease_lost()
             self._lost(target)
 
     def _expire(self) -> None:

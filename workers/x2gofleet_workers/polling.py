@@ -22,7 +22,8 @@ from x2gofleet.lookup import NOT_OWNED
 from x2gofleet.parsing import parse_sessions
 from x2gofleet.snapshot import digest_of
 from x2gofleet.store import Lease, Listing, Outcome, Store
-from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS, Target
+from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS, Target, polled_kinds
+from x2gofleet_workers.metrics import NO_METRICS, Condition, LaneName, Metrics
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.probe import UNKNOWN_SIGNATURE, Answer, Request, Section, start_command
 from x2gofleet_workers.proof import Proven, prove_desktops, prove_load, prove_mounts, prove_sessions
@@ -87,10 +88,11 @@ class TargetPoller:
         store: Store,
         ownership: Ownership,
         *,
+        metrics: Metrics = NO_METRICS,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),
     ) -> None:
-        self.target, self.counters = target, Counters()
+        self.target, self.counters, self.metrics = target, Counters(), metrics
         self._store, self._ownership = store, ownership
         self._monotonic, self._jitter = monotonic, jitter
         self._connection: SshConnection | None = None
@@ -105,12 +107,29 @@ class TargetPoller:
         self.users_targets: set[str] = set()
         self.held: _Held | None = None
         self.told: tuple[str, bytes] | None = None
+        self.tried = False
+        self.good_at: dict[Kind, float] = {}
+        self._since = monotonic()
 
     @property
     def connected(self) -> bool:
         """Whether a poll can be made without connecting first."""
         connection = self._connection
         return connection is not None and connection.alive and not self._worn()
+
+    @property
+    def condition(self) -> Condition:
+        """How the target stands, by its sessions."""
+        if self._quick.failing(Kind.SESSIONS):
+            return "backing_off"
+        return "up" if self.connected else "connecting"
+
+    def ages(self) -> dict[Kind, float]:
+        """Return the seconds since the last good answer of each kind, or since the target came to this worker."""
+        now = self._monotonic()
+        # In scope `server` desktops are stored under user@server, of whoever has a session.
+        own = (k for k in polled_kinds(self.target) if k is not Kind.DESKTOPS or self.target.scope == "user")
+        return {kind: now - self.good_at.get(kind, self._since) for kind in own}
 
     def may_try(self) -> bool:
         """Whether the back-off after a failure is over."""
@@ -216,6 +235,7 @@ class TargetPoller:
                 self._connection = connection
                 self._connected_at = self._monotonic() - random.uniform(0, RECYCLE_SECONDS / 4)
             self.counters.connections += 1
+            self.metrics.connected()
         channel = lane.channel
         if channel is None or lane.connection is not connection:
             as_root = self.target.scope == "server" and self.target.endpoint.user != "root"
@@ -233,7 +253,7 @@ class TargetPoller:
                 return
         now_ms = self._store.clock.now_ms() or self._store.sync_clock()
         lasting = retry_seconds + self.target.deadline_seconds * (1 + SLOW_DEADLINE_FACTOR) + 60
-        self._store.fail(
+        outcome = self._store.fail(
             lease,
             kinds,
             failed_at_ms=now_ms,
@@ -241,6 +261,8 @@ class TargetPoller:
             error_class=type(exc).__name__,
             error_text=str(exc),
         )
+        if outcome is not Outcome.STORED:
+            self.metrics.write_refused(outcome)
 
     def backoff(self, exc: PollError, failures: int) -> float:
         """Return how many seconds to wait after the ``failures``-th failure in a row."""
@@ -291,6 +313,7 @@ class _Lane:
         self._lock = threading.Lock()
         self._started: dict[Kind, float] = {}
         self._quick = kinds == QUICK_KINDS
+        self._name: LaneName = "quick" if self._quick else "slow"
         self._failures: dict[Kind, int] = {}
         self._retry_at: dict[Kind, float] = {}
         self._told: dict[Kind, str] = {}
@@ -325,6 +348,8 @@ class _Lane:
                 self._started[kind] = now
             try:
                 self._poll(list(kinds), report, force=force, users=users)
+                self._poller.tried = True
+                self._poller.metrics.poll_ended(self._name, self._poller._monotonic() - now)
             except NotOwnerError:
                 report.errors.update(dict.fromkeys(kinds, NOT_OWNED))
             except CacheUnavailable as exc:
@@ -354,6 +379,8 @@ class _Lane:
             if poller.is_closed():
                 return
             report.errors.update(dict.fromkeys(kinds, str(exc)))
+            for kind in kinds:
+                poller.metrics.polled(kind, "failed")
             unreachable = [kind for kind in Kind if self._quick and poller.target.intervals[kind] > 0]
             self._failed(lease, sorted({*kinds, *unreachable}), exc)
         except BaseException:
@@ -382,6 +409,10 @@ class _Lane:
                 known.pop(kind, None)
         if not self._failures:
             log.info("%s: answers again", self._poller.target.id)
+
+    def failing(self, kind: Kind) -> bool:
+        """Whether the last poll of a kind failed."""
+        return kind in self._failures
 
     def may_try(self) -> bool:
         """Whether the back-off of any kind is over."""
@@ -453,6 +484,7 @@ class _Lane:
                 name = target_id(poller.target.server, waiting.pop(0))
             duration_ms = int((poller._monotonic() - started) * 1000)
             if unwritten is not None:
+                poller.metrics.polled(section.kind, "unwritten")
                 continue
             try:
                 outcome = self._keep(section, channel, answer.mark, lease, name, polled_at_ms, duration_ms, started)
@@ -462,10 +494,17 @@ class _Lane:
             except CacheUnavailable as exc:
                 # The rest of the answer is read all the same, so that the probe can be asked again.
                 unwritten = exc
+                poller.metrics.polled(section.kind, "unwritten")
                 continue
             if outcome is Outcome.STORED:
                 report.stored.append((name, section.kind))
-            elif outcome in (Outcome.ABSENT, Outcome.LOST):
+                poller.metrics.polled(section.kind, "confirmed" if section.same else "stored")
+                if name == poller.target.id:
+                    poller.good_at[section.kind] = started
+                continue
+            poller.metrics.polled(section.kind, "refused")
+            poller.metrics.write_refused(outcome)
+            if outcome in (Outcome.ABSENT, Outcome.LOST):
                 poller.counters.refused_writes += outcome is Outcome.LOST
                 lost = lost or outcome is Outcome.LOST
                 again.append(section.kind)
@@ -480,6 +519,7 @@ class _Lane:
                 raise NotOwnerError(poller.target.id)
         for kind, failure in failures.items():
             report.errors[kind] = str(failure)
+            poller.metrics.polled(kind, "failed")
             if kind is Kind.SESSIONS:
                 poller.held = None
             self._failed(lease, [kind], failure)
@@ -504,21 +544,25 @@ class _Lane:
             held = poller.held
             if held is None or section.signature != held.signature:
                 return Outcome.ABSENT
-            outcome = poller._store.confirm(
-                lease,
-                poller.next_seq(),
-                kind,
-                digest=held.digest,
-                polled_at_ms=polled_at_ms,
-                ttl_ms=ttl_ms,
-                state_ttl_ms=GOOD_STATE_TTL_MS,
-            )
+            with poller.metrics.redis_call("confirm"):
+                outcome = poller._store.confirm(
+                    lease,
+                    poller.next_seq(),
+                    kind,
+                    digest=held.digest,
+                    polled_at_ms=polled_at_ms,
+                    ttl_ms=ttl_ms,
+                    state_ttl_ms=GOOD_STATE_TTL_MS,
+                )
             poller.counters.confirmed += outcome is Outcome.STORED
             return outcome
         if kind is Kind.SESSIONS:
             poller.counters.full_listings += 1
+            poller.metrics.listed()
         proven = poller.judge(section, mark, channel)
         self._tell_rejected(name, kind, proven.rejected)
+        if proven.rejected:
+            poller.metrics.rows_rejected(kind, len(proven.rejected))
         listing = Listing(
             kind,
             proven.stdout,
@@ -551,16 +595,20 @@ class _Lane:
         if listing.kind is Kind.SESSIONS:
             return self._store_with_changes(lease, listing)
         if name == poller.target.id:
-            return poller._store.store(lease, poller.next_seq(), listing)
+            return self._write(lease, listing)
         # A user's desktops on a server polled as its administrator are a target of their own, leased for this write.
         taken = poller._store.acquire(name, ttl_ms=poller._ownership.ttl_ms)
         if not isinstance(taken, Lease):
             return Outcome.OLDER
         poller.users_targets.add(name)
         try:
-            return poller._store.store(taken, poller.next_seq(), listing)
+            return self._write(taken, listing)
         finally:
             poller._store.release(taken)
+
+    def _write(self, lease: Lease, listing: Listing) -> Outcome:
+        with self._poller.metrics.redis_call("store"):
+            return self._poller._store.store(lease, self._poller.next_seq(), listing)
 
     def _store_with_changes(self, lease: Lease, listing: Listing) -> Outcome:
         """Store a listing of sessions with what changed since the one that it replaces, whoever stored that."""
@@ -569,7 +617,7 @@ class _Lane:
             base = poller.told or poller._store.stored(lease.target, Kind.SESSIONS)
             changes = compare(base[1], listing.stdout) if base and base[0] != listing.digest else ()
             told = replace(listing, replaces=base[0] if base else "", changes=changes)
-            outcome = poller._store.store(lease, poller.next_seq(), told)
+            outcome = self._write(lease, told)
             if outcome is Outcome.STORED:
                 poller.told = (listing.digest, listing.stdout)
             if outcome is not Outcome.REPLACED:

@@ -19,6 +19,7 @@ from x2gofleet.errors import CacheUnavailable, SnapshotCorrupt
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import NOT_OWNED
 from x2gofleet.store import Store
+from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse
 from x2gofleet_workers.polling import NotOwnerError, PollReport, TargetPoller
 
 THREADS = 16
@@ -55,9 +56,12 @@ class RefreshDesk:
         store: Store,
         poller: Callable[[str], TargetPoller | None],
         known_targets: Callable[[], set[str]],
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self._store, self._poller, self._known_targets = store, poller, known_targets
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="x2gofleet-request")
+        self._metrics = metrics
+        self.pulse = Pulse("requests")
         self._flights: dict[_Question, _Flight] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -74,6 +78,7 @@ class RefreshDesk:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            self.pulse.beat()
             try:
                 request = self._store.take_request(wait_seconds=_WAIT_SECONDS)
             except CacheUnavailable:
@@ -91,6 +96,8 @@ class RefreshDesk:
             problem = str(exc)
             self._submit(lambda: self._answer([request_id], str(request.get("target", "")), PollReport(), problem))
             return
+        if question.operation == "refresh":
+            self._metrics.refresh_asked()
         with self._lock:
             flight = self._flights.setdefault(question, _Flight())
             flight.waiting.append(request_id)
@@ -138,6 +145,7 @@ class RefreshDesk:
             if question.operation == "delete":
                 poller.discard()
             else:
+                self._metrics.refresh_polled()
                 report = poller.refresh(question.kinds, question.username)
         except NotOwnerError:
             return report, NOT_OWNED
@@ -149,7 +157,7 @@ class RefreshDesk:
         stored = [[name, kind.value] for name, kind in report.stored]
         answer = {"target": target, "stored": stored, "error": problem, "dropped": report.dropped}
         try:
-            self._store.answer(waiting, answer)
+            self._store.answer_all(waiting, answer)
         except CacheUnavailable as exc:
             log.warning("%d request(s) of %s could not be answered: %s", len(waiting), target, exc)
 

@@ -45,6 +45,7 @@ class Schedule:
         self._offset = time.time() - time.monotonic()
         self.missed = 0
         self.overlapped = 0
+        self.clock_steps = 0
 
     def _count(self, event: JobEvent) -> None:
         if event.code == EVENT_JOB_MISSED:
@@ -96,6 +97,7 @@ class Schedule:
         self._offset = offset
         if abs(step) < CLOCK_STEP_SECONDS:
             return False
+        self.clock_steps += 1
         log.warning("the clock was stepped by %.1f s; polls are scheduled anew", step)
         with self._lock:
             jobs = dict(self._intervals)

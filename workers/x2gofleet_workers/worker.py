@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from x2gofleet.connection import client_from_url, redact_url
 from x2gofleet.errors import FleetError, SnapshotCorrupt
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
+from x2gofleet.kinds import Kind
 from x2gofleet.store import Member, Publication, Store
 from x2gofleet_workers.inventory import Fleet, InventoryFile
+from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse, Standing
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling import QUICK_KINDS, SLOW_KINDS, TargetPoller
 from x2gofleet_workers.refresh import RefreshDesk
@@ -28,6 +31,8 @@ PUBLISH_SECONDS = 60.0
 STALE_INVENTORY_SECONDS = 30.0
 _LEAST_THREADS = 256
 STOP_SECONDS = 5.0
+LIVE_SECONDS = 30.0
+PULSE_SECONDS = 5.0
 _REDIS_CONNECT_SECONDS = 1.0
 _REDIS_COMMAND_SECONDS = 2.0
 
@@ -54,8 +59,8 @@ class WorkerSettings:
 class Worker:
     """Polls its share of a fleet into Redis until it is stopped."""
 
-    def __init__(self, fleet: Fleet, settings: WorkerSettings) -> None:
-        self.fleet, self.settings = fleet, settings
+    def __init__(self, fleet: Fleet, settings: WorkerSettings, metrics: Metrics = NO_METRICS) -> None:
+        self.fleet, self.settings, self._metrics = fleet, settings, metrics
         self._inventory = InventoryFile(fleet)
         self._publication: Publication | None = None
         self._warned_of = ""
@@ -71,11 +76,12 @@ class Worker:
             gained=self._gain,
             lost=self._lose,
             eligible=self._eligible,
+            metrics=metrics,
         )
         # Both lanes of every target may wait for a hung server at once without another target waiting for a thread.
         self.schedule = Schedule(max_threads=max(_LEAST_THREADS, 2 * len(fleet.targets) + 4))
         self._connecting = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="x2gofleet-connecting")
-        self._desk = RefreshDesk(self._request_store, lambda name: self.pollers.get(name), self._known_targets)
+        self._desk = RefreshDesk(self._request_store, lambda name: self.pollers.get(name), self._known_targets, metrics)
         self._pollers: dict[str, TargetPoller] = {}
         self._in_connecting: set[str] = set()
         self._lock = threading.Lock()
@@ -83,6 +89,8 @@ class Worker:
         self._watch_thread: threading.Thread | None = None
         self._started_at = time.monotonic()
         self._publish_again_at = 0.0
+        self._unpublished = "the inventory is not published yet"
+        self._watch_pulse, self._schedule_pulse = Pulse("watch"), Pulse("schedule")
 
     def _new_store(self) -> Store:
         client = client_from_url(
@@ -111,6 +119,7 @@ class Worker:
     def start(self) -> None:
         """Begin to own and poll; returns at once, also when Redis can't be reached yet."""
         self.schedule.start()
+        self.schedule.add("x2gofleet/pulse", PULSE_SECONDS, self._schedule_pulse.beat)
         self.ownership.start()
         self._desk.start()
         self._watch_thread = threading.Thread(target=self._watch, name="x2gofleet-watch", daemon=True)
@@ -135,10 +144,46 @@ class Worker:
         """Read the inventory again soon, whether the file looks changed or not."""
         self._inventory.look_again()
 
+    def standing(self) -> Standing:
+        """Return how the worker stands now."""
+        pollers = self.pollers.values()
+        oldest: dict[Kind, float] = {}
+        for poller in pollers:
+            for kind, seconds in poller.ages().items():
+                oldest[kind] = max(seconds, oldest.get(kind, 0.0))
+        return Standing(
+            Counter(poller.condition for poller in pollers),
+            oldest,
+            self.schedule.missed,
+            self.schedule.overlapped,
+            self.schedule.clock_steps,
+            _digest(self._inventory.published.version),
+        )
+
+    def live_problem(self) -> str:
+        """Return which of the worker's loops stands still, "" where none does; whether Redis answers is no matter."""
+        for pulse in (self.ownership.pulse, self._watch_pulse, self._desk.pulse, self._schedule_pulse):
+            silent = pulse.silent_seconds()
+            if silent > LIVE_SECONDS:
+                return f"the {pulse.name} loop has stood still for {silent:.0f} s"
+        return ""
+
+    def ready_problem(self) -> str:
+        """Return why the worker does not do its part, "" where it does."""
+        if self._stopping.is_set():
+            return "the worker is stopping"
+        problem = self.ownership.problem or self._unpublished
+        if problem:
+            return problem
+        pollers = self.pollers.values()
+        untried = sum(not poller.tried for poller in pollers)
+        return f"{untried} of {len(pollers)} owned targets were not tried yet" if untried else ""
+
     def _watch(self) -> None:
         """Follow the inventory file, keep it published, and follow steps of the machine's clock."""
         told = ""
         while not self._stopping.is_set():
+            self._watch_pulse.beat()
             self.schedule.follow_clock()
             changed = self._inventory.changed()
             if changed is not None:
@@ -146,6 +191,7 @@ class Worker:
             try:
                 self._publish()
                 told = ""
+                self._unpublished = self._outdated()
             except FleetError as exc:
                 if not told:
                     log.error(
@@ -155,6 +201,7 @@ class Worker:
                         exc,
                     )
                 told = str(exc)
+                self._unpublished = f"the inventory can't be published: {exc}"
             self._stopping.wait(1.0)
 
     def _apply(self, fleet: Fleet) -> None:
@@ -181,8 +228,13 @@ class Worker:
         there = self._request_store.published_version()
         if current and known and there == known.version and time.monotonic() < self._publish_again_at:
             return
-        before = self._published()
-        self._publication = publication = self._request_store.publish(mine)
+        before, damaged = None, False
+        try:
+            before = self._request_store.published()
+        except SnapshotCorrupt as exc:
+            log.warning("%s; it is published anew", exc)
+            damaged = True
+        self._publication = publication = self._request_store.publish(mine, force=damaged)
         self._publish_again_at = time.monotonic() + PUBLISH_SECONDS
         if not publication.accepted:
             if self._warned_of != publication.version:
@@ -202,6 +254,12 @@ class Worker:
             if gone:
                 log.info("no longer in the inventory, dropped: %s", ", ".join(sorted(gone)))
                 self._request_store.drop_targets(gone)
+
+    def _outdated(self) -> str:
+        publication = self._publication
+        if publication is None or publication.accepted:
+            return ""
+        return f"another worker published a newer inventory ({publication.version})"
 
     def _eligible(self, members: Sequence[Member]) -> Sequence[Member]:
         """Return the workers that share the targets: those with the newest inventory, once all had time to load it."""
@@ -229,7 +287,7 @@ class Worker:
         target = self.fleet.targets.get(name)
         if target is None:
             return
-        poller = TargetPoller(target, self._store, self.ownership)
+        poller = TargetPoller(target, self._store, self.ownership, metrics=self._metrics)
         with self._lock:
             self._pollers[name] = poller
         for lane, kinds, run in (

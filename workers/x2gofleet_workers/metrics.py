@@ -1,0 +1,278 @@
+"""metrics: what a worker tells of its work and of its state; the only module that imports prometheus_client.
+
+The parts of a worker report to a Metrics, which takes no notice unless one is wanted. Labels have few and fixed
+values: never a name or text that a server, a user or an operator chose.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Literal, get_args
+
+from x2gofleet.errors import FleetError
+from x2gofleet.kinds import Kind
+from x2gofleet.store import Outcome
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Metric
+
+Result = Literal["stored", "confirmed", "failed", "refused", "unwritten"]
+LaneName = Literal["quick", "slow"]
+Operation = Literal["store", "confirm", "renew", "heartbeat"]
+Condition = Literal["up", "backing_off", "connecting"]
+
+_POLL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_REDIS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_NOT_TIMED: AbstractContextManager[object] = nullcontext()
+
+
+class MetricsError(FleetError):
+    """Metrics are asked for and can't be given."""
+
+
+class Metrics:
+    """Where the parts of a worker report what they do; this one takes no notice."""
+
+    def polled(self, kind: Kind, result: Result) -> None:
+        """One kind of one target was asked for."""
+
+    def poll_ended(self, lane: LaneName, seconds: float) -> None:
+        """A poll of one lane ended, well or not."""
+
+    def listed(self) -> None:
+        """A server listed its sessions in full."""
+
+    def rows_rejected(self, kind: Kind, count: int) -> None:
+        """So many rows of a listing were left out."""
+
+    def write_refused(self, outcome: Outcome) -> None:
+        """Redis was asked to write, and its script refused."""
+
+    def lease_lost(self) -> None:
+        """A lease that this worker held proved to be gone."""
+
+    def redis_call(self, operation: Operation) -> AbstractContextManager[object]:
+        """Return what times the block that asks Redis."""
+        return _NOT_TIMED
+
+    def refresh_asked(self) -> None:
+        """A reader asked for a poll."""
+
+    def refresh_polled(self) -> None:
+        """A target was polled for the readers that asked."""
+
+    def connected(self) -> None:
+        """An SSH connection was made."""
+
+
+NO_METRICS = Metrics()
+
+
+class Pulse:
+    """When a loop of the worker last turned."""
+
+    def __init__(self, name: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.name, self._monotonic = name, monotonic
+        self._at = monotonic()
+
+    def beat(self) -> None:
+        """Note that the loop turns."""
+        self._at = self._monotonic()
+
+    def silent_seconds(self) -> float:
+        """Return how long ago the loop turned, or was made."""
+        return self._monotonic() - self._at
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a worker stands at one moment; ages in seconds, ``inventory`` is the digest of the one in force."""
+
+    conditions: Mapping[Condition, int]
+    oldest_seconds: Mapping[Kind, float]
+    missed_runs: int
+    overlapping_runs: int
+    clock_steps: int
+    inventory: str
+
+    @property
+    def owned(self) -> int:
+        """How many targets the worker polls."""
+        return sum(self.conditions.values())
+
+
+class PrometheusMetrics(Metrics):
+    """Counts in a registry of its own. Thread-safe. Raises MetricsError where prometheus_client is missing."""
+
+    def __init__(self) -> None:
+        try:
+            from prometheus_client import CollectorRegistry, Counter, Histogram, Info
+        except ImportError as exc:
+            raise MetricsError(
+                'metrics need the package prometheus_client: pip install "x2gofleet[worker]", '
+                "or leave --metrics-port (X2GOFLEET_METRICS_PORT) out"
+            ) from exc
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"x2gofleet_{name}", text, registry=registry)
+
+        polls = Counter(
+            "x2gofleet_polls_total",
+            "Answers by kind and by what came of them: stored in full, confirmed as unchanged, failed, refused by "
+            "Redis's script, unwritten as Redis could not be asked.",
+            ["kind", "result"],
+            registry=registry,
+        )
+        poll_seconds = Histogram(
+            "x2gofleet_poll_seconds",
+            "Time of a poll from its start, connecting included, to its last write; failed polls too.",
+            ["lane"],
+            buckets=_POLL_BUCKETS,
+            registry=registry,
+        )
+        rejected = Counter(
+            "x2gofleet_rejected_rows_total",
+            "Rows of listings that were left out as no genuine ones, anew with each full listing.",
+            ["kind"],
+            registry=registry,
+        )
+        refused = Counter(
+            "x2gofleet_refused_writes_total",
+            "Writes that Redis's script refused: the lease is lost, what it builds on is absent or replaced, a newer "
+            "one is stored (older), its time is past (expired) or to come (future).",
+            ["outcome"],
+            registry=registry,
+        )
+        redis_seconds = Histogram(
+            "x2gofleet_redis_seconds",
+            "Time that Redis took for an operation, timeouts and refusals included.",
+            ["operation"],
+            buckets=_REDIS_BUCKETS,
+            registry=registry,
+        )
+        self._full_listings = counter("full_listings_total", "Listings of sessions that servers made in full.")
+        self._lease_losses = counter(
+            "lease_losses_total", "Leases that were held and proved to be gone: expired, taken over or flushed."
+        )
+        self._refresh_requests = counter("refresh_requests_total", "Readers' requests to poll now.")
+        self._refresh_polls = counter("refresh_polls_total", "Polls that were made for readers' requests.")
+        self._connections = counter("connections_total", "SSH connections that were made and logged in.")
+        build = Info("x2gofleet_build", "Version of x2gofleet and of Python.", registry=registry)
+        build.info({"version": metadata.version("x2gofleet"), "python": platform.python_version()})
+        # Made beforehand: a series that begins at its first event shows no increase then, and polls look up no child.
+        self._polls = {(kind, result): polls.labels(kind, result) for kind in Kind for result in get_args(Result)}
+        self._poll_seconds = {lane: poll_seconds.labels(lane) for lane in get_args(LaneName)}
+        self._rejected = {kind: rejected.labels(kind) for kind in Kind}
+        self._refused = {outcome: refused.labels(outcome) for outcome in Outcome if outcome is not Outcome.STORED}
+        self._redis_seconds = {operation: redis_seconds.labels(operation) for operation in get_args(Operation)}
+
+    def observe(self, standing: Callable[[], Standing]) -> None:
+        """Ask ``standing`` at each scrape."""
+        self.registry.register(_StandingCollector(standing))
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """Return all metrics in a format that ``accept`` (an HTTP header) takes, and its content type."""
+        from prometheus_client.exposition import choose_encoder
+
+        encode, content_type = choose_encoder(accept)
+        return encode(_WithoutCreated(self.registry)), content_type
+
+    def polled(self, kind: Kind, result: Result) -> None:
+        """Count an answer."""
+        self._polls[kind, result].inc()
+
+    def poll_ended(self, lane: LaneName, seconds: float) -> None:
+        """Take down how long a poll took."""
+        self._poll_seconds[lane].observe(seconds)
+
+    def listed(self) -> None:
+        """Count a full listing."""
+        self._full_listings.inc()
+
+    def rows_rejected(self, kind: Kind, count: int) -> None:
+        """Count rows that were left out."""
+        self._rejected[kind].inc(count)
+
+    def write_refused(self, outcome: Outcome) -> None:
+        """Count a refused write."""
+        self._refused[outcome].inc()
+
+    def lease_lost(self) -> None:
+        """Count a lost lease."""
+        self._lease_losses.inc()
+
+    def redis_call(self, operation: Operation) -> AbstractContextManager[object]:
+        """Take down how long the block takes, also where it raises."""
+        return self._redis_seconds[operation].time()
+
+    def refresh_asked(self) -> None:
+        """Count a request."""
+        self._refresh_requests.inc()
+
+    def refresh_polled(self) -> None:
+        """Count a poll made for requests."""
+        self._refresh_polls.inc()
+
+    def connected(self) -> None:
+        """Count a connection."""
+        self._connections.inc()
+
+
+class _StandingCollector:
+    """What is not counted but looked up at each scrape. Follows prometheus_client's Collector."""
+
+    def __init__(self, standing: Callable[[], Standing]) -> None:
+        self._standing = standing
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+        now = self._standing()
+        yield GaugeMetricFamily("x2gofleet_owned_targets", "Targets that this worker polls.", value=now.owned)
+        targets = GaugeMetricFamily(
+            "x2gofleet_targets",
+            "Owned targets by condition: up, backing off as the last poll of sessions failed, or connecting.",
+            labels=["condition"],
+        )
+        for condition in get_args(Condition):
+            targets.add_metric([condition], now.conditions.get(condition, 0))
+        yield targets
+        oldest = GaugeMetricFamily(
+            "x2gofleet_oldest_snapshot_age_seconds",
+            "Age of the oldest last good answer of all owned targets; of one that gave none yet, the time it is owned.",
+            labels=["kind"],
+        )
+        for kind, seconds in now.oldest_seconds.items():
+            oldest.add_metric([kind.value], seconds)
+        yield oldest
+        for name, text, value in (
+            ("missed_runs", "Scheduled polls that were left out as they came too late.", now.missed_runs),
+            (
+                "overlapping_runs",
+                "Scheduled polls that were left out as the one before still ran.",
+                now.overlapping_runs,
+            ),
+            ("clock_steps", "Times that the machine's clock was set by more than 1 s.", now.clock_steps),
+        ):
+            yield CounterMetricFamily(f"x2gofleet_{name}", text, value=value)
+        yield InfoMetricFamily(
+            "x2gofleet_inventory", "Digest of this worker's inventory.", value={"digest": now.inventory}
+        )
+
+
+class _WithoutCreated:
+    """A registry without the time at which each series was made: as many series again, which nobody reads."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
