@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from x2gofleet_workers.ownership import Ownership, fair_share
 
 from x2gofleet.errors import CacheUnavailable
-from x2gofleet.store import Lease
+from x2gofleet.store import Lease, Member
 
 names = st.lists(st.text("abcdefgh0123", min_size=1, max_size=6), unique=True, max_size=60)
 workers = st.lists(st.text("wxyz", min_size=1, max_size=4), unique=True, min_size=1, max_size=6)

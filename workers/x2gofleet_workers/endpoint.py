@@ -6,6 +6,7 @@ import http.client
 import logging
 import socket
 import socketserver
+import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -83,7 +84,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Log a client that went away, instead of printing a traceback."""
-        log.debug("a request of %s was not answered", client_address, exc_info=True)
+        log.debug("a request of %s was not answered: %s", client_address, sys.exception())
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -169,7 +169,8 @@ class PrometheusMetrics(Metrics):
         self._polls = {(kind, result): polls.labels(kind, result) for kind in Kind for result in get_args(Result)}
         self._poll_seconds = {lane: poll_seconds.labels(lane) for lane in get_args(LaneName)}
         self._rejected = {kind: rejected.labels(kind) for kind in Kind}
-        self._refused = {outcome: refused.labels(outcome) for outcome in Outcome if outcome is not Outcome.STORED}
+        refusals = [outcome for outcome in Outcome if outcome is not Outcome.STORED]
+        self._refused = {outcome: refused.labels(outcome) for outcome in refusals}
         self._redis_seconds = {operation: redis_seconds.labels(operation) for operation in get_args(Operation)}
 
     def observe(self, standing: Callable[[], Standing]) -> None:
