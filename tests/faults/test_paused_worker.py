@@ -255,24 +255,31 @@ def test_an_answer_that_waits_in_the_kernel_while_its_ttl_passes_is_not_stored(
         assert stage.snapshot() is None
 
 
-def test_an_answer_that_waits_in_the_kernel_is_as_old_as_its_question(stage: Stage, redis_client: redis.Redis) -> None:
+@pytest.mark.parametrize("changed", [True, False], ids=["a listing", "a confirmation"])
+def test_an_answer_that_waits_in_the_kernel_is_as_old_as_its_question(
+    stage: Stage, redis_client: redis.Redis, changed: bool
+) -> None:
     stage.write_inventory(ttl_seconds=30)
     with stage.worker("w1") as worker:
         wait_until(stage.snapshot)
-        name = stage.server.start_session("erin")
         stage.server.set_fault("slow=0.4")
         wait_until(lambda: stage.server.counters.running_polls == 1)
+        if changed:
+            stage.server.start_session("erin")
         worker.pause()
         asked_before = redis_ms(redis_client)
+        before = stage.snapshot()
+        assert before is not None
         wait_until(lambda: stage.server.counters.running_polls == 0)
         wait_until(lambda: redis_ms(redis_client) > asked_before + 1000)
         stage.server.set_fault("hang")
         worker.resume()
-        wait_until(lambda: name in stage.session_names())
+        wait_until(lambda: (found := stage.snapshot()) is not None and found.seq > before.seq)
         snapshot = stage.snapshot()
         assert snapshot is not None
-        assert snapshot.polled_at_ms <= asked_before
+        assert before.polled_at_ms < snapshot.polled_at_ms <= asked_before
         assert snapshot.age >= 1.0
+        assert any(name.startswith("erin-") for name in snapshot.sessions()) is changed
 
 
 def test_a_real_takeover_by_lease_and_heartbeat_alone(stage: Stage, redis_client: redis.Redis) -> None:
