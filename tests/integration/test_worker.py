@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import redis
 from x2gofleet_workers import worker as worker_module
-from x2gofleet_workers.embedded import _binary, _die_with_parent
+from x2gofleet_workers.embedded import _binary, die_with_parent
 from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.polling import TargetPoller
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
@@ -69,7 +69,7 @@ class Valkey:
             ],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         wait_until(self.answers, "valkey answers")
 

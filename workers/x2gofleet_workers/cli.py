@@ -169,6 +169,8 @@ def _probe(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from x2gofleet_workers.demo import run_demo
 
+    # An exception, so that what was brought up is taken down.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return run_demo(servers=args.servers, sessions=args.sessions, seconds=args.seconds)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from x2gofleet.cache import FleetCache
 from x2gofleet.cli import live
 from x2gofleet.errors import CacheUnavailable, FleetError
-from x2gofleet_workers.embedded import EmbeddedValkey
+from x2gofleet_workers.embedded import EmbeddedValkey, die_with_parent
 from x2gofleet_workers.simulator import running_simulation
 
 _WORKERS = 2
@@ -55,6 +55,7 @@ def _start_worker(number: int, inventory: Path, url: str, directory: Path) -> su
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
 
 

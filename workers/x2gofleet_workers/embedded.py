@@ -91,7 +91,7 @@ class EmbeddedValkey:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
 
     def _said(self) -> str:
@@ -137,6 +137,6 @@ def _binary() -> Path:
         raise EmbeddedValkeyError(f"there is no embedded Valkey for this machine: {exc}") from exc
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel end the child when the thread that started it ends, however that happens (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
