@@ -110,7 +110,7 @@ class FleetBuilder:
         }
         fleet = PublishedFleet(servers, targets, {name: tuple(names) for name, names in profiles.items()})
         fleet = PublishedFleet(fleet.servers, fleet.targets, fleet.profiles, version or self._next_version(fleet))
-        self.store.publish(fleet)
+        self.store.publish(fleet, force=True)
         return fleet
 
     def _next_version(self, fleet: PublishedFleet) -> str:

@@ -587,16 +587,39 @@ def fleet_of(*targets: str) -> PublishedFleet:
     return PublishedFleet(servers, made, {"mate": targets}, f"version of {len(targets)}")
 
 
-def test_the_inventory_is_published_with_a_ttl(store: Store, target: Target) -> None:
+def versioned(stamp: int, *targets: str) -> PublishedFleet:
+    fleet = fleet_of(*targets)
+    return replace(fleet, version=f"{stamp:013d}-{fleet.digest()}")
+
+
+def test_the_newest_inventory_is_published_with_a_ttl(store: Store, target: Target) -> None:
     assert store.published() is None
-    store.publish(fleet_of("ts01", "ts02"))
-    assert store.published() == fleet_of("ts01", "ts02")
+    first, second, third = versioned(1000, "ts01"), versioned(2000, "ts01", "ts02"), versioned(3000, "ts02")
+    assert store.publish(second).accepted
+    assert store.published() == second
     key = target.keys.fleet()
     assert 0 < target.client.pttl(key) <= FLEET_TTL_MS
     target.client.pexpire(key, 1000)
-    store.publish(fleet_of("ts01"))
-    assert store.published() == fleet_of("ts01")
+    refused = store.publish(first)
+    assert (refused.accepted, refused.version) == (False, second.version)
+    assert store.published() == second
+    assert target.client.pttl(key) <= 1000
+    assert store.publish(third).accepted
+    assert store.published() == third
+    assert store.published_version() == third.version
     assert target.client.pttl(key) > FLEET_TTL_MS - 60_000
+    assert store.publish(first, force=True).accepted
+    assert store.published() == first
+
+
+def test_the_same_inventory_of_another_time_is_no_other_one(store: Store, target: Target) -> None:
+    earlier, later = versioned(1000, "ts01"), versioned(2000, "ts01")
+    first = store.publish(later)
+    target.client.pexpire(target.keys.fleet(), 1000)
+    again = store.publish(earlier)
+    assert again.accepted
+    assert (again.version, again.published_at_ms) == (later.version, first.published_at_ms)
+    assert target.client.pttl(target.keys.fleet()) > FLEET_TTL_MS - 60_000
 
 
 def test_a_published_document_that_no_worker_wrote(store: Store, target: Target) -> None:
