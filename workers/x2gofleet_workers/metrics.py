@@ -170,7 +170,7 @@ class PrometheusMetrics(Metrics):
         self._poll_seconds = {lane: poll_seconds.labels(lane) for lane in get_args(LaneName)}
         self._rejected = {kind: rejected.labels(kind) for kind in Kind}
         refusals = [outcome for outcome in Outcome if outcome is not Outcome.STORED]
-        self._refused = {outcome: refused.labels(outcome) for outcome in refusals}
+        self._refused: dict[Outcome, Counter] = {outcome: refused.labels(outcome) for outcome in refusals}
         self._redis_seconds = {operation: redis_seconds.labels(operation) for operation in get_args(Operation)}
 
     def observe(self, standing: Callable[[], Standing]) -> None:
