@@ -9,7 +9,6 @@ import socketserver
 import sys
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from http import HTTPStatus
@@ -71,6 +70,9 @@ def _place(address: str, port: int | str) -> str:
 
 
 class _Server(ThreadingHTTPServer):
+    # With the usual five, a few clients at once wait a second or three for their connections.
+    request_queue_size = 128
+
     def __init__(
         self, metrics: PrometheusMetrics, checks: dict[str, Callable[[], str]], address: str, port: int
     ) -> None:
@@ -131,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _line(text: str) -> bytes:
-    return (" ".join(text.split())[:_LONGEST_LINE] + "\n").encode("utf-8", "replace")
+    return f"{_plain(text)}\n".encode("utf-8", "replace")
 
 
 def health_url(address: str, port: str) -> str:
@@ -142,20 +144,21 @@ def health_url(address: str, port: str) -> str:
 
 def healthcheck(url: str) -> tuple[bool, str]:
     """Ask a worker how it is; return whether it is well, and its one line or why it gave none."""
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    if not url.startswith(("http://", "https://")):
         return False, f"{url} is no http URL"
     # A proxy of the environment is not the way to a worker next door.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=_CLIENT_SECONDS) as reply:
-            return True, _said(reply.read(_LONGEST_LINE))
+            return True, _plain(reply.read(_LONGEST_LINE).decode("utf-8", "replace"))
     except urllib.error.HTTPError as exc:
         with exc:
-            return False, _said(exc.read(_LONGEST_LINE)) or f"HTTP status {exc.code}"
+            return False, _plain(exc.read(_LONGEST_LINE).decode("utf-8", "replace")) or f"HTTP status {exc.code}"
     except (OSError, ValueError, http.client.HTTPException) as exc:
-        return False, f"{url} does not answer: {getattr(exc, 'reason', None) or exc}"
+        reason = getattr(exc, "reason", None) or exc
+        return False, _plain(f"{url} does not answer as a worker does: {reason}")
 
 
-def _said(body: bytes) -> str:
-    text = body.decode("utf-8", "replace")
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+def _plain(text: str) -> str:
+    """Return one line that is fit for a terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:_LONGEST_LINE]
