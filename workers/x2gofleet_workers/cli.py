@@ -27,6 +27,7 @@ from x2gofleet_workers.worker import Worker, WorkerSettings
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 LOOPBACK = "127.0.0.1"
+_SIGNALS_SEEN_SECONDS = 1.0
 
 _EPILOG = """\
 exit status:
@@ -224,7 +225,9 @@ def _run_worker(worker: Worker, stop: threading.Event) -> int:
     )
     signal.signal(signal.SIGHUP, lambda *_: worker.reload())
     worker.start()
-    stop.wait()
+    # Python runs signal handlers in the main thread: one that another thread took in must not wait for its waking.
+    while not stop.wait(_SIGNALS_SEEN_SECONDS):
+        pass
     log.info("worker %s: stopping", worker.id)
     worker.stop()
     log.info("worker %s: stopped", worker.id)
