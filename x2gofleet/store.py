@@ -7,6 +7,7 @@ that a worker that was paused or cut off can't overwrite what its successor wrot
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import secrets
@@ -166,6 +167,7 @@ class Store:
         self._acquire, self._renew, self._release = Script("acquire"), Script("renew"), Script("release")
         self._store, self._confirm, self._fail = Script("store"), Script("confirm"), Script("fail")
         self._discard, self._publish = Script("discard"), Script("publish")
+        self._seq = itertools.count(1)
 
     def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any], what: str) -> Any:
         try:
@@ -176,6 +178,10 @@ class Store:
     def _outcome(self, reply: Any) -> Outcome:
         self.clock.set(int(reply[1]))
         return Outcome(reply[0].decode())
+
+    def next_seq(self) -> int:
+        """Return a number that grows with each write, whichever target it is about."""
+        return next(self._seq)
 
     def sync_clock(self) -> int:
         """Ask Redis for its time, in ms, and anchor the clock to it."""

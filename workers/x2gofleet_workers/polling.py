@@ -101,8 +101,6 @@ class TargetPoller:
         self._quick = _Lane(self, QUICK_KINDS)
         self._slow = _Lane(self, SLOW_KINDS)
         self._closed = False
-        self._seq_lock = threading.Lock()
-        self._seq = 0
         self.conditional = False
         self.users_targets: set[str] = set()
         self.held: _Held | None = None
@@ -212,12 +210,6 @@ class TargetPoller:
         if lease is None:
             raise NotOwnerError(self.target.id)
         return lease
-
-    def next_seq(self) -> int:
-        """Return a number that grows with each write."""
-        with self._seq_lock:
-            self._seq += 1
-            return self._seq
 
     def channel(self, lane: _Lane, deadline: Deadline) -> ProbeChannel:
         """Return the lane's probe; the quick lane connects where there is no connection."""
@@ -486,6 +478,8 @@ class _Lane:
             if unwritten is not None:
                 poller.metrics.polled(section.kind, "unwritten")
                 continue
+            if poller.is_closed():
+                raise NotOwnerError(poller.target.id)
             try:
                 outcome = self._keep(section, channel, answer.mark, lease, name, polled_at_ms, duration_ms, started)
             except PollError as exc:
@@ -547,7 +541,7 @@ class _Lane:
             with poller.metrics.redis_call("confirm"):
                 outcome = poller._store.confirm(
                     lease,
-                    poller.next_seq(),
+                    poller._store.next_seq(),
                     kind,
                     digest=held.digest,
                     polled_at_ms=polled_at_ms,
@@ -607,8 +601,9 @@ class _Lane:
             poller._store.release(taken)
 
     def _write(self, lease: Lease, listing: Listing) -> Outcome:
+        store = self._poller._store
         with self._poller.metrics.redis_call("store"):
-            return self._poller._store.store(lease, self._poller.next_seq(), listing)
+            return store.store(lease, store.next_seq(), listing)
 
     def _store_with_changes(self, lease: Lease, listing: Listing) -> Outcome:
         """Store a listing of sessions with what changed since the one that it replaces, whoever stored that."""
