@@ -7,8 +7,8 @@ listing, so that a change is told exactly once, whoever polls. Readers page thro
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +18,7 @@ from x2gofleet.parsing import parse_sessions
 from x2gofleet.rows import SessionInfo
 
 _GONE = frozenset("F")
+_STREAM_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 
 
 class EventKind(StrEnum):
@@ -130,7 +131,7 @@ def decode_cursor(cursor: str | None) -> dict[str, str]:
         positions = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
         if isinstance(positions, dict) and all(_is_stream_id(value) for value in positions.values()):
             return {str(target): value for target, value in positions.items()}
-    except (ValueError, binascii.Error):
+    except (ValueError, RecursionError):
         pass
     raise ValueError("since= is no cursor of an earlier events() call")
 
@@ -138,8 +139,8 @@ def decode_cursor(cursor: str | None) -> dict[str, str]:
 def _is_stream_id(value: object) -> bool:
     if not isinstance(value, str):
         return False
-    milliseconds, dash, number = value.partition("-")
-    return bool(dash) and milliseconds.isdigit() and number.isdigit()
+    parts = _STREAM_ID.fullmatch(value)
+    return parts is not None and all(int(part) < 2**64 for part in parts.groups())
 
 
 def decode_entry(target: str, entry: Sequence[object]) -> Event:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from x2gofleet.events import EventKind, compare, decode_cursor, decode_entry, encode_cursor
@@ -14,7 +16,8 @@ def row(
 ) -> bytes:
     ports = f"{display}01|{display}02" if pid else "|"
     return (
-        f"{pid}|{user}-{display}-1763800000_stDMATE_dp24|{display}|vm|{status}|2026-11-22T20:24:30|{COOKIE if pid else ''}|"
+        f"{pid}|{user}-{display}-1763800000_stDMATE_dp24|{display}|vm|{status}|2026-11-22T20:24:30|"
+        f"{COOKIE if pid else ''}|"
         f"{client}|{ports}|2026-11-22T20:24:30|{user}|{age}|{display}03|-1|-1\n"
     ).encode()
 
@@ -53,7 +56,17 @@ def test_a_cursor_comes_back_as_it_went() -> None:
     assert decode_cursor(None) == {}
 
 
-@pytest.mark.parametrize("cursor", ["x", "1763800000000-0", "eyJ0czAxIjogIisifQ==", "W10=", "é"])
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        *("x", "1763800000000-0", "eyJ0czAxIjogIisifQ==", "W10=", "é", "\udcff"),
+        # What Redis would refuse as an id of a stream.
+        encode_cursor({"ts01": "\N{SUPERSCRIPT TWO}-0"}),
+        encode_cursor({"ts01": "99999999999999999999999-0"}),
+        encode_cursor({"ts01": "0-18446744073709551616"}),
+        base64.urlsafe_b64encode(b"[" * 100_000).decode(),
+    ],
+)
 def test_what_is_no_cursor_is_refused(cursor: str) -> None:
     with pytest.raises(ValueError, match="cursor"):
         decode_cursor(cursor)
