@@ -222,9 +222,15 @@ def test_rows_carry_the_id_where_no_hostname_is_given() -> None:
         ONE + '[profiles.p]\nservers = ["ts01"]\n',
         ONE + "[intervals]\nmounts = 0\n",
         ONE + 'scope = "user"\n',
+        ONE + "deadline = 5\n",
+        ONE + "port = 2022\n",
+        ONE.replace("10.0.0.1", "10.0.0.2"),
+        ONE + 'command = "wrapper"\n',
+        "[intervals]\nload = 7\n" + ONE,
+        "[ttls]\nload = 70\n" + ONE,
     ],
 )
-def test_the_version_changes_with_what_readers_see(changed: str) -> None:
+def test_the_version_changes_with_what_readers_see_and_with_how_servers_are_polled(changed: str) -> None:
     assert published(changed).version != published(ONE).version
 
 
@@ -233,11 +239,11 @@ def test_the_version_changes_with_what_readers_see(changed: str) -> None:
     [
         "# a comment\n" + ONE,
         ONE.replace("/keys/id", "/new/id"),
-        ONE + "deadline = 5\n",
-        "[intervals]\nload = 7\n" + ONE,
+        ONE + "port = 22\n",
+        ONE + "deadline = 10\n",
     ],
 )
-def test_the_version_stays_where_readers_see_no_difference(same: str) -> None:
+def test_the_version_stays_where_nothing_differs_but_places_of_keys(same: str) -> None:
     assert published(same).version == published(ONE).version != ""
 
 

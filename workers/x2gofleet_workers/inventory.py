@@ -7,6 +7,8 @@ server of scope ``user`` makes targets ``user@server``.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -84,7 +86,7 @@ class Fleet:
     profiles: Mapping[str, tuple[str, ...]]
 
     def published(self) -> PublishedFleet:
-        """Return what readers need of it; the version is a digest of the content."""
+        """Return what readers need of it; the version is a digest of that and of how targets are polled."""
         fleet = PublishedFleet(
             {
                 server.id: PublishedServer(
@@ -100,7 +102,20 @@ class Fleet:
             },
             self.profiles,
         )
-        return PublishedFleet(fleet.servers, fleet.targets, fleet.profiles, fleet.digest())
+        return PublishedFleet(fleet.servers, fleet.targets, fleet.profiles, self._digest(fleet))
+
+    def _digest(self, published: PublishedFleet) -> str:
+        # Without the paths of keys, which differ from one machine to another.
+        polled = [
+            (
+                *(target.id, target.endpoint.host, target.endpoint.port, target.endpoint.user, target.command),
+                *(target.hostname, target.deadline_seconds, target.sessions_interval_chosen),
+                *(target.intervals[kind] for kind in Kind),
+                *(target.ttls[kind] for kind in Kind),
+            )
+            for target in self.targets.values()
+        ]
+        return hashlib.blake2b(f"{published.to_json()}{json.dumps(polled)}".encode(), digest_size=8).hexdigest()
 
 
 def polled_kinds(target: Target) -> tuple[Kind, ...]:
