@@ -72,13 +72,14 @@ class Ownership:
         gained: Callable[[str], None],
         lost: Callable[[str], None],
         eligible: Callable[[Sequence[Member]], Sequence[Member]] = lambda members: members,
+        known: Callable[[str], bool] = lambda target: True,
         ttl_seconds: float = LEASE_TTL_SECONDS,
         tick_seconds: float = TICK_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
         metrics: Metrics = NO_METRICS,
     ) -> None:
         self._store, self._targets, self._facts = store, targets, facts
-        self._gained, self._lost, self._eligible = gained, lost, eligible
+        self._gained, self._lost, self._eligible, self._known = gained, lost, eligible, known
         self._ttl, self._tick, self._monotonic = ttl_seconds, tick_seconds, monotonic
         self._held: dict[str, _Held] = {}
         self._lock = threading.RLock()
@@ -182,7 +183,8 @@ class Ownership:
         wanted = set(self._targets())
         me = self._store.worker_id
         weights = {member.id: member.weight for member in self._eligible(self._store.describe(members))}
-        mine = {target for target, worker in fair_share(wanted, weights, weights).items() if worker == me}
+        share = fair_share(wanted, weights, weights)
+        mine = {target for target, worker in share.items() if worker == me and self._known(target)}
         for target in self.owned():
             if target not in mine:
                 self._give_back(target)

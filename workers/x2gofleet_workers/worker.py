@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -63,6 +63,7 @@ class Worker:
         self.fleet, self.settings, self._metrics = fleet, settings, metrics
         self._inventory = InventoryFile(fleet)
         self._publication: Publication | None = None
+        self._newest_targets: frozenset[str] | None = None
         self._warned_of = ""
         self.id = settings.worker_id or default_worker_id()
         if not _WORKER_ID.match(self.id):
@@ -71,11 +72,12 @@ class Worker:
         self._store, self._lease_store, self._request_store = (self._new_store() for _ in range(3))
         self.ownership = Ownership(
             self._lease_store,
-            lambda: self.fleet.targets,
+            self._shared_targets,
             facts=self._facts,
             gained=self._gain,
             lost=self._lose,
             eligible=self._eligible,
+            known=lambda target: target in self.fleet.targets,
             metrics=metrics,
         )
         # Both lanes of every target may wait for a hung server at once without another target waiting for a thread.
@@ -237,6 +239,8 @@ class Worker:
         self._publication = publication = self._request_store.publish(mine, force=damaged)
         self._publish_again_at = time.monotonic() + PUBLISH_SECONDS
         if not publication.accepted:
+            # Shares depend on the set of targets: one computed with another set could leave out what nobody else has.
+            self._newest_targets = frozenset(before.targets) if before is not None else None
             if self._warned_of != publication.version:
                 log.error(
                     "another worker published a newer inventory (%s) than %s (%s): bring this file up to date; %g s "
@@ -248,7 +252,7 @@ class Worker:
                 )
                 self._warned_of = publication.version
             return
-        self._warned_of = ""
+        self._warned_of, self._newest_targets = "", None
         if before is not None and _digest(before.version) != _digest(mine.version):
             gone = set(before.targets) - set(mine.targets)
             if gone:
@@ -260,6 +264,11 @@ class Worker:
         if publication is None or publication.accepted:
             return ""
         return f"another worker published a newer inventory ({publication.version})"
+
+    def _shared_targets(self) -> Collection[str]:
+        """Return what all workers share out: the targets of the newest inventory, of which this one may not know some."""
+        newest = self._newest_targets
+        return self.fleet.targets if newest is None else newest
 
     def _eligible(self, members: Sequence[Member]) -> Sequence[Member]:
         """Return the workers that share the targets: those with the newest inventory, once all had time to load it."""
