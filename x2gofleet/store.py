@@ -347,7 +347,7 @@ class Store:
         try:
             for target in targets:
                 names = [self.keys.snapshot(target, kind) for kind in Kind]
-                names += [self.keys.state(target), self.keys.lease(target)]
+                names += [self.keys.state(target), self.keys.lease(target), self.keys.events(target)]
                 dropped += self.client.delete(*names)
         except (redis.exceptions.RedisError, OSError) as exc:
             raise unavailable(exc, "dropping removed targets") from exc

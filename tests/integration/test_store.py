@@ -634,12 +634,14 @@ def test_dropping_targets_leaves_their_fence_and_all_others(store: Store, target
         lease = taken(store, name)
         store.store(lease, 1, listing(store))
         store.store(lease, 2, listing(store, kind=Kind.LOAD))
+    target.client.xadd(target.keys.events("ts01"), {"kind": "server_up", "at": "1"})
     before = target.all()
-    assert store.drop_targets(["ts01", "ts99"]) == 4
+    assert store.drop_targets(["ts01", "ts99"]) == 5
     after = target.all()
     assert set(before) - set(after) == {
         target.keys.lease("ts01"),
         target.keys.state("ts01"),
+        target.keys.events("ts01"),
         target.keys.snapshot("ts01", SESSIONS),
         target.keys.snapshot("ts01", Kind.LOAD),
     }

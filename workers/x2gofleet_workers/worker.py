@@ -64,6 +64,7 @@ class Worker:
         self._inventory = InventoryFile(fleet)
         self._publication: Publication | None = None
         self._newest_targets: frozenset[str] | None = None
+        self._removed: set[str] = set()
         self._warned_of = ""
         self.id = settings.worker_id or default_worker_id()
         if not _WORKER_ID.match(self.id):
@@ -192,6 +193,7 @@ class Worker:
                 self._apply(changed)
             try:
                 self._publish()
+                self._drop_removed()
                 told = ""
                 self._unpublished = self._outdated()
             except FleetError as exc:
@@ -219,6 +221,7 @@ class Worker:
             len(changed),
             len(before.targets.keys() - common),
         )
+        self._removed |= before.targets.keys() - common
         self.ownership.restart(changed)
 
     def _publish(self) -> None:
@@ -254,10 +257,17 @@ class Worker:
             return
         self._warned_of, self._newest_targets = "", None
         if before is not None and _digest(before.version) != _digest(mine.version):
-            gone = set(before.targets) - set(mine.targets)
-            if gone:
-                log.info("no longer in the inventory, dropped: %s", ", ".join(sorted(gone)))
-                self._request_store.drop_targets(gone)
+            self._removed |= set(before.targets)
+
+    def _drop_removed(self) -> None:
+        """Drop the keys of removed targets: each worker once it has let go of them, as it may have written until then."""
+        self._removed -= self.fleet.targets.keys()
+        gone = self._removed - self.pollers.keys()
+        if not gone or self._publication is None or not self._publication.accepted:
+            return
+        self._request_store.drop_targets(gone)
+        self._removed -= gone
+        log.info("no longer in the inventory, dropped: %s", ", ".join(sorted(gone)))
 
     def _outdated(self) -> str:
         publication = self._publication
