@@ -369,7 +369,7 @@ class _Lane:
         except PollError as exc:
             self._drop_broken()
             if poller.is_closed():
-                return
+                raise NotOwnerError(poller.target.id) from exc
             report.errors.update(dict.fromkeys(kinds, str(exc)))
             for kind in kinds:
                 poller.metrics.polled(kind, "failed")
