@@ -308,6 +308,7 @@ class _Lane:
         self._name: LaneName = "quick" if self._quick else "slow"
         self._failures: dict[Kind, int] = {}
         self._retry_at: dict[Kind, float] = {}
+        self._outage: set[Kind] = set()
         self._told: dict[Kind, str] = {}
         self._told_rejected: dict[Kind, frozenset[str]] = {}
 
@@ -374,6 +375,7 @@ class _Lane:
             for kind in kinds:
                 poller.metrics.polled(kind, "failed")
             unreachable = [kind for kind in Kind if self._quick and poller.target.intervals[kind] > 0]
+            self._outage.update(unreachable)
             self._failed(lease, sorted({*kinds, *unreachable}), exc)
         except BaseException:
             if self.channel is not None and not self.channel.idle:
@@ -392,10 +394,11 @@ class _Lane:
         self._poller.record_failure(lease, kinds, exc, retry_seconds=delay)
 
     def _succeeded(self, kinds: Collection[Kind]) -> None:
-        """Forget failures of these kinds, and what was said of the other lane's while the server was unreachable."""
-        over = [kind for kind in self._failures if kind in kinds or kind not in self._kinds]
+        """Forget failures of these kinds, and of all that failed as the server was unreachable."""
+        over = [kind for kind in self._failures if kind in kinds or kind in self._outage]
         if not kinds or not over:
             return
+        self._outage.clear()
         for kind in over:
             for known in (self._failures, self._retry_at, self._told):
                 known.pop(kind, None)
@@ -516,6 +519,7 @@ class _Lane:
             poller.metrics.polled(kind, "failed")
             if kind is Kind.SESSIONS:
                 poller.held = None
+            self._outage.discard(kind)
             self._failed(lease, [kind], failure)
         self._succeeded(set(kinds) - failures.keys())
         return again
