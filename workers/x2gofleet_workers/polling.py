@@ -458,10 +458,9 @@ class _Lane:
         sections = self._sections(kinds, users, force=force or channel.requests == 0)
         if not sections:
             return []
-        clock = poller._store.clock
-        if clock.now_ms() is None:
-            poller._store.sync_clock()
-        polled_at_ms = clock.now_ms() or 0
+        # Whoever asks for a poll is told a time that is not before the question: the usual bound may be some ms too low.
+        known_ms = None if force else poller._store.clock.now_ms()
+        polled_at_ms = poller._store.sync_clock() if known_ms is None else known_ms
         started = poller._monotonic()
         request = Request(poller.target.scope, tuple(sections), max(1, int(deadline.left()) - 1))
         again: list[Kind] = []
