@@ -7,6 +7,7 @@ result. A cache only drives it.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ Query = Generator[list[Command], list[Any], T]
 REGISTRATION_TTL_MS = 7 * 24 * 3600 * 1000
 REQUEST_TTL_MS = 60 * 1000
 _BLOCK_SECONDS = 0.2
+_UNOWNED_SECONDS = 3.0
 _FLEET_READS = 5
 _PLANS_KEPT = 1024
 
@@ -132,11 +134,12 @@ class _Plan:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A request about one target that is not answered yet, and the worker it was sent to last."""
+    """A request about one target that is not answered yet: the worker it was sent to last, and when to ask that again."""
 
     server: str
     body: str
     owner: str = ""
+    again_at: float = math.inf
 
 
 class Lookups:
@@ -467,10 +470,17 @@ class Lookups:
             }
             waiting[target.id] = _Waiting(target.server, json.dumps(body))
         stored: list[tuple[str, Kind]] = []
+        patience = min(deadline, self._monotonic() + _UNOWNED_SECONDS)
         while waiting:
             yield from self._send(waiting)
-            left = deadline - self._monotonic()
-            if left <= 0 or not any(item.owner for item in waiting.values()):
+            now = self._monotonic()
+            left = deadline - now
+            if left <= 0:
+                break
+            if not any(item.owner for item in waiting.values()) and (
+                # A target that changes hands has no owner for the moment.
+                now >= patience or not (yield from self._live_workers())
+            ):
                 break
             block = max(0.01, min(_BLOCK_SECONDS, left))
             replies = yield [("BLPOP", self.keys.refresh_answers(request_id), block)]
@@ -481,7 +491,8 @@ class Lookups:
             if item is None:
                 continue
             if answer.get("error") == NOT_OWNED:
-                # It changed hands: asked again once the lease names another owner.
+                # It changes hands: asked again once the lease names another owner, or this one has begun to poll it.
+                item.again_at = self._monotonic() + _BLOCK_SECONDS
                 continue
             del waiting[answer["target"]]
             if answer.get("error"):
@@ -508,23 +519,27 @@ class Lookups:
         """Send each request to the target's owner, again where that has changed."""
         owners = yield [("HGET", self.keys.lease(name), "owner") for name in waiting]
         commands: list[Command] = []
+        now = self._monotonic()
         for item, owner in zip(waiting.values(), owners, strict=True):
-            if owner is None or owner.decode() == item.owner:
+            if owner is None or (owner.decode() == item.owner and now < item.again_at):
                 continue
-            item.owner = owner.decode()
+            item.owner, item.again_at = owner.decode(), math.inf
             queue = self.keys.refresh_requests(item.owner)
             commands += [("RPUSH", queue, item.body), ("PEXPIRE", queue, REQUEST_TTL_MS)]
         if commands:
             yield commands
 
-    def check(self, *, timeout_seconds: float) -> Query[int]:
-        """Ask a worker to drop what belongs to no target any more; return how many keys went."""
-        deadline = self._monotonic() + timeout_seconds
+    def _live_workers(self) -> Query[list[str]]:
         replies = yield [("ZREVRANGE", self.keys.workers(), 0, -1)]
         members = [worker.decode() for worker in replies[0]]
         # One that was killed is listed until another worker strikes it off.
         alive = yield [("EXISTS", self.keys.worker(worker)) for worker in members]
-        workers = [worker for worker, lives in zip(members, alive, strict=True) if lives]
+        return [worker for worker, lives in zip(members, alive, strict=True) if lives]
+
+    def check(self, *, timeout_seconds: float) -> Query[int]:
+        """Ask a worker to drop what belongs to no target any more; return how many keys went."""
+        deadline = self._monotonic() + timeout_seconds
+        workers = yield from self._live_workers()
         if not workers:
             return 0
         request_id = secrets.token_hex(8)
