@@ -64,6 +64,10 @@ class PollReport:
     dropped: int = 0
 
 
+def _nothing() -> None:
+    pass
+
+
 class NotOwnerError(Exception):
     """This worker does not hold the target's lease."""
 
@@ -147,9 +151,12 @@ class TargetPoller:
                 kinds.remove(Kind.DESKTOPS)
         return self._slow.poll(kinds, users=users)
 
-    def refresh(self, kinds: Sequence[Kind], username: str | None) -> PollReport:
+    def refresh(
+        self, kinds: Sequence[Kind], username: str | None, *, begins: Callable[[], None] = _nothing
+    ) -> PollReport:
         """Poll ``kinds`` now, in full, whatever is due; desktops of ``username`` or of every user with a session.
 
+        ``begins`` is called when the poll is about to begin: who asked until then is answered by it.
         Raises ValueError for a ``username`` that may not be part of a request or key.
         """
         report = PollReport()
@@ -161,14 +168,15 @@ class TargetPoller:
             raise ValueError(f"{username!r} is no user name")
         needs_users = Kind.DESKTOPS in slow and self.target.scope == "server" and username is None
         if quick or not self.connected or (needs_users and self.held is None):
-            found = self._quick.poll(quick or [Kind.SESSIONS], force=True)
+            found = self._quick.poll(quick or [Kind.SESSIONS], force=True, begins=begins)
+            begins = _nothing
             report.stored += [item for item in found.stored if item[1] in kinds]
             report.errors.update(found.errors)
         if slow and not report.errors:
             users: tuple[str, ...] = ()
             if Kind.DESKTOPS in slow and self.target.scope == "server":
                 users = (username,) if username else (self.held.users if self.held else ())
-            found = self._slow.poll(slow, force=True, users=users)
+            found = self._slow.poll(slow, force=True, users=users, begins=begins)
             report.stored += found.stored
             report.errors.update(found.errors)
         return report
@@ -330,12 +338,23 @@ class _Lane:
             return max(interval, PLAIN_SESSIONS_SECONDS) if self._poller.held else interval
         return interval
 
-    def poll(self, kinds: Sequence[Kind], *, force: bool = False, users: Sequence[str] = ()) -> PollReport:
-        """Ask for ``kinds`` once; what can't be asked now is in the report's errors."""
+    def poll(
+        self,
+        kinds: Sequence[Kind],
+        *,
+        force: bool = False,
+        users: Sequence[str] = (),
+        begins: Callable[[], None] = _nothing,
+    ) -> PollReport:
+        """Ask for ``kinds`` once; what can't be asked now is in the report's errors.
+
+        ``begins`` is called once no other poll of this lane runs any more.
+        """
         report = PollReport()
         if not kinds:
             return report
         with self._lock:
+            begins()
             now = self._poller._monotonic()
             for kind in kinds:
                 self._started[kind] = now

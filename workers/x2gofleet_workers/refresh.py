@@ -24,6 +24,7 @@ from x2gofleet_workers.polling import NotOwnerError, PollReport, TargetPoller
 
 THREADS = 16
 SPACING_SECONDS = 0.1
+GATHER_SECONDS = 0.03
 _WAIT_SECONDS = 1.0
 _TRY_AGAIN_SECONDS = 1.0
 
@@ -115,6 +116,9 @@ class RefreshDesk:
     def _fly(self, question: _Question, flight: _Flight) -> None:
         """Poll for all that wait, and once more for those that came meanwhile."""
         started = -math.inf
+        if question.operation == "refresh":
+            # Readers that ask at once share one poll, not that of the first and then a second.
+            self._stopping.wait(GATHER_SECONDS)
         while True:
             # Requests that trickle in must not have a server list back to back.
             self._stopping.wait(max(0.0, started + SPACING_SECONDS - time.monotonic()))
@@ -126,14 +130,20 @@ class RefreshDesk:
                     self._flights.pop(question, None)
                     return
             report, problem = PollReport(), ""
+
+            def join(waiting: list[str] = waiting) -> None:
+                with self._lock:
+                    waiting += flight.waiting
+                    flight.waiting = []
+
             try:
-                report, problem = self._do(question, waiting)
+                report, problem = self._do(question, join)
             except Exception as exc:
                 problem = f"the worker failed: {type(exc).__name__}"
                 log.exception("a request of %s failed", question.target)
             self._answer(waiting, question.target, report, problem)
 
-    def _do(self, question: _Question, waiting: Sequence[str]) -> tuple[PollReport, str]:
+    def _do(self, question: _Question, begins: Callable[[], None]) -> tuple[PollReport, str]:
         report = PollReport()
         if question.operation == "check":
             report.dropped = self._store.drop_orphans(self._known_targets())
@@ -146,7 +156,7 @@ class RefreshDesk:
                 poller.discard()
             else:
                 self._metrics.refresh_polled()
-                report = poller.refresh(question.kinds, question.username)
+                report = poller.refresh(question.kinds, question.username, begins=begins)
         except NotOwnerError:
             return report, NOT_OWNED
         except (CacheUnavailable, SnapshotCorrupt, ValueError) as exc:
