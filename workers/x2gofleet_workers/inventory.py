@@ -14,7 +14,7 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -158,12 +158,13 @@ class InventoryFile:
     """Follows the file that a Fleet was read from. A file that can't be used is refused, and the old one stays.
 
     ``published`` is what readers are told of the inventory in force. Its version orders inventories: the time of the
-    file in ms (of the change, where it was seen), then a digest of the content.
+    file in ms (of the change, where it was seen: by ``now_ms``, the clock of Redis, where that is known), then a digest
+    of the content.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-        self._seen = _identity(fleet.path)
+    def __init__(self, fleet: Fleet, now_ms: Callable[[], int | None] = lambda: None) -> None:
+        self._fleet, self._now_ms = fleet, now_ms
+        self._seen = self._settling = _identity(fleet.path)
         self._look = False
         stamp_ms = self._seen[0] // 1_000_000 if self._seen else int(time.time() * 1000)
         self.published = _versioned(fleet, stamp_ms)
@@ -174,9 +175,14 @@ class InventoryFile:
         self._look = True
 
     def changed(self) -> Fleet | None:
-        """Return the inventory where the file holds another one now; None where not, or where it can't be used."""
+        """Return the inventory where the file holds another one now; None where not, or where it can't be used.
+
+        To be called now and then: a changed file is read at the first call that finds it as the call before did.
+        """
         identity = _identity(self._fleet.path)
-        if identity == self._seen and not self._look:
+        settled, self._settling = identity == self._settling, identity
+        # A part of a file that is being written may be a good inventory of fewer servers.
+        if not self._look and (identity == self._seen or not settled):
             return None
         self._seen, asked, self._look = identity, self._look, False
         try:
@@ -190,7 +196,7 @@ class InventoryFile:
         if fleet == self._fleet:
             return None
         self._fleet = fleet
-        self.published = _versioned(fleet, int(time.time() * 1000))
+        self.published = _versioned(fleet, self._now_ms() or int(time.time() * 1000))
         return fleet
 
 

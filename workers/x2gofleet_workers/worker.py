@@ -61,7 +61,7 @@ class Worker:
 
     def __init__(self, fleet: Fleet, settings: WorkerSettings, metrics: Metrics = NO_METRICS) -> None:
         self.fleet, self.settings, self._metrics = fleet, settings, metrics
-        self._inventory = InventoryFile(fleet)
+        self._inventory = InventoryFile(fleet, lambda: self._request_store.clock.now_ms())
         self._publication: Publication | None = None
         self._newest_targets: frozenset[str] | None = None
         self._removed: set[str] = set()
