@@ -52,6 +52,7 @@ class FakeStore:
         self.leases: dict[str, Lease] = {}
         self.members = [worker_id]
         self.is_there = True
+        self.loses_replies = False
         self._fences = itertools.count(1)
 
     def _check(self) -> None:
@@ -65,13 +66,15 @@ class FakeStore:
     def describe(self, workers: Sequence[str]) -> tuple[Member, ...]:
         return tuple(Member(worker) for worker in workers)
 
-    def acquire(self, target: str, *, ttl_ms: int) -> Lease | str:
+    def acquire(self, target: str, *, ttl_ms: int, nonce: str) -> Lease | str:
         self._check()
-        if target in self.leases:
+        held = self.leases.get(target)
+        if held is not None and held.nonce != nonce:
             return "somebody"
-        fence = next(self._fences)
-        self.leases[target] = Lease(target, f"nonce-{fence}", fence)
-        return self.leases[target]
+        lease = self.leases[target] = held or Lease(target, nonce, next(self._fences))
+        if self.loses_replies:
+            raise CacheUnavailable("no reply")
+        return lease
 
     def renew(self, leases: list[Lease], *, ttl_ms: int) -> list[bool]:
         self._check()
@@ -164,6 +167,33 @@ def test_a_lease_lost_to_another_ends_polls_at_once_and_the_tick_tells_it() -> N
     assert held.told == ["+a"]
     held.ownership.tick()
     assert held.told == ["+a", "-a"]
+
+
+@pytest.mark.parametrize("how", ["taken", "taken again"])
+def test_a_lease_of_which_the_reply_was_lost_is_its_owners_at_the_next_try(how: str) -> None:
+    held = Held("a")
+    if how == "taken again":
+        held.ownership.tick()
+        lost = held.ownership.lease("a")
+        assert lost is not None
+        held.store.leases.clear()
+        held.store.loses_replies = True
+        with pytest.raises(CacheUnavailable):
+            held.ownership.reacquire(lost)
+        held.now = 2.1
+    held.store.loses_replies = True
+    with pytest.raises(CacheUnavailable):
+        held.ownership.tick()
+    assert held.store.leases
+    held.store.loses_replies = False
+    held.ownership.tick()
+    assert held.ownership.lease("a") == held.store.leases["a"]
+    held.store.leases.clear()
+    held.now += 2.1
+    held.ownership.tick()
+    again = held.ownership.lease("a")
+    assert again is not None
+    assert again.fence == 2 + (how == "taken again"), "another lease has another nonce and fence"
 
 
 def test_an_old_poller_can_not_lose_its_successors_lease() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -82,6 +83,7 @@ class Ownership:
         self._gained, self._lost, self._eligible, self._known = gained, lost, eligible, known
         self._ttl, self._tick, self._monotonic = ttl_seconds, tick_seconds, monotonic
         self._held: dict[str, _Held] = {}
+        self._nonces: dict[str, str] = {}
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -117,7 +119,7 @@ class Ownership:
             if held is None or held.lease != lost:
                 return None
             before = self._monotonic()
-            taken = self._store.acquire(lost.target, ttl_ms=self.ttl_ms)
+            taken = self._acquire(lost.target)
             if isinstance(taken, Lease):
                 self._held[lost.target] = _Held(taken, before)
                 self._metrics.lease_lost()
@@ -197,11 +199,19 @@ class Ownership:
         self.pulse.beat()
         with self._lock:
             before = self._monotonic()
-            taken = self._store.acquire(target, ttl_ms=self.ttl_ms)
+            taken = self._acquire(target)
             if not isinstance(taken, Lease):
                 return
             self._held[target] = _Held(taken, before)
         self._gained(target)
+
+    def _acquire(self, target: str) -> Lease | str:
+        # The same nonce until it is told: a lease of which only the reply was lost is this worker's already.
+        nonce = self._nonces.setdefault(target, secrets.token_hex(8))
+        taken = self._store.acquire(target, ttl_ms=self.ttl_ms, nonce=nonce)
+        if isinstance(taken, Lease):
+            del self._nonces[target]
+        return taken
 
     def _give_back(self, target: str) -> None:
         with self._lock:
