@@ -134,7 +134,7 @@ class _Plan:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A request about one target that is not answered yet: the worker it was sent to last, and when to ask that again."""
+    """A request about one target that is not answered yet: the worker it was sent to, and when to ask that again."""
 
     server: str
     body: str

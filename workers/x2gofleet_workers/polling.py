@@ -477,7 +477,7 @@ class _Lane:
         sections = self._sections(kinds, users, force=force or channel.requests == 0)
         if not sections:
             return []
-        # Whoever asks for a poll is told a time that is not before the question: the usual bound may be some ms too low.
+        # Whoever asked for a poll is told a time that is not before the question: the usual bound may be a little low.
         known_ms = None if force else poller._store.clock.now_ms()
         polled_at_ms = poller._store.sync_clock() if known_ms is None else known_ms
         started = poller._monotonic()

@@ -24,7 +24,8 @@ from x2gofleet_workers.polling import NotOwnerError, PollReport, TargetPoller
 
 THREADS = 16
 SPACING_SECONDS = 0.1
-GATHER_SECONDS = 0.03
+GATHER_SECONDS = 0.02
+GATHER_MOST_SECONDS = 0.08
 _WAIT_SECONDS = 1.0
 _TRY_AGAIN_SECONDS = 1.0
 
@@ -43,10 +44,11 @@ class _Question:
 
 @dataclass(slots=True)
 class _Flight:
-    """The requests that wait for the next poll of one question, and whether one is running."""
+    """The requests that wait for the next poll of one question, whether one is running, when the newest came."""
 
     waiting: list[str] = field(default_factory=list)
     running: bool = False
+    newest: float = 0.0
 
 
 class RefreshDesk:
@@ -102,6 +104,7 @@ class RefreshDesk:
         with self._lock:
             flight = self._flights.setdefault(question, _Flight())
             flight.waiting.append(request_id)
+            flight.newest = time.monotonic()
             if flight.running:
                 return
             flight.running = True
@@ -117,8 +120,7 @@ class RefreshDesk:
         """Poll for all that wait, and once more for those that came meanwhile."""
         started = -math.inf
         if question.operation == "refresh":
-            # Readers that ask at once share one poll, not that of the first and then a second.
-            self._stopping.wait(GATHER_SECONDS)
+            self._gather(flight)
         while True:
             # Requests that trickle in must not have a server list back to back.
             self._stopping.wait(max(0.0, started + SPACING_SECONDS - time.monotonic()))
@@ -142,6 +144,13 @@ class RefreshDesk:
                 problem = f"the worker failed: {type(exc).__name__}"
                 log.exception("a request of %s failed", question.target)
             self._answer(waiting, question.target, report, problem)
+
+    def _gather(self, flight: _Flight) -> None:
+        """Wait until requests cease to come, for a moment: who asks at once shares the first poll, not a second."""
+        most = time.monotonic() + GATHER_MOST_SECONDS
+        while (left := min(most, flight.newest + GATHER_SECONDS) - time.monotonic()) > 0:
+            if self._stopping.wait(left):
+                return
 
     def _do(self, question: _Question, begins: Callable[[], None]) -> tuple[PollReport, str]:
         report = PollReport()
