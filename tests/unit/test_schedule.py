@@ -136,6 +136,18 @@ def test_a_step_of_a_removed_job_does_not_bring_it_back(clocks: Clocks, schedule
     assert schedule._scheduler.get_jobs() == []
 
 
+def test_a_job_that_is_removed_while_the_clock_is_followed_is_left_alone(clocks: Clocks, schedule: Schedule) -> None:
+    schedule.add("kept", 2.0, lambda: None)
+    schedule.add("going", 2.0, lambda: None)
+    # As a thread sees it that comes between the two halves of ``remove``.
+    schedule._scheduler.remove_job("going")
+    clocks.wall += HOUR
+    assert schedule.follow_clock()
+    assert clocks.wall <= next_run(schedule, "kept") <= clocks.wall + 2.0
+    schedule.remove("going")
+    assert schedule.names() == ("kept",)
+
+
 def test_jobs_run_and_a_replaced_one_no_more(schedule: Schedule) -> None:
     ran: list[str] = []
     schedule.add("ts01/quick", 0.05, lambda: ran.append("old"))

@@ -11,10 +11,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
@@ -78,8 +80,9 @@ class Schedule:
         """Run a job no more."""
         with self._lock:
             known = self._intervals.pop(name, None)
-        if known is not None and self._scheduler.get_job(name) is not None:
-            self._scheduler.remove_job(name)
+        if known is not None:
+            with suppress(JobLookupError):
+                self._scheduler.remove_job(name)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all jobs."""
@@ -102,7 +105,8 @@ class Schedule:
         with self._lock:
             jobs = dict(self._intervals)
         for name, interval in jobs.items():
-            if self._scheduler.get_job(name) is not None:
+            # It may have been removed meanwhile.
+            with suppress(JobLookupError):
                 self._scheduler.modify_job(
                     name, trigger=_trigger(name, interval), next_run_time=_next_run(name, interval)
                 )

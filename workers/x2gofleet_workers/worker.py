@@ -187,11 +187,11 @@ class Worker:
         told = ""
         while not self._stopping.is_set():
             self._watch_pulse.beat()
-            self.schedule.follow_clock()
-            changed = self._inventory.changed()
-            if changed is not None:
-                self._apply(changed)
             try:
+                self.schedule.follow_clock()
+                changed = self._inventory.changed()
+                if changed is not None:
+                    self._apply(changed)
                 self._publish()
                 self._drop_removed()
                 told = ""
@@ -206,6 +206,9 @@ class Worker:
                     )
                 told = str(exc)
                 self._unpublished = f"the inventory can't be published: {exc}"
+            except Exception as exc:
+                self._unpublished = f"the inventory can't be followed: {type(exc).__name__}"
+                log.exception("following the inventory and the clock failed")
             self._stopping.wait(1.0)
 
     def _apply(self, fleet: Fleet) -> None:
@@ -308,7 +311,10 @@ class Worker:
             return
         poller = TargetPoller(target, self._store, self.ownership, metrics=self._metrics)
         with self._lock:
+            before = self._pollers.pop(name, None)
             self._pollers[name] = poller
+        if before is not None:
+            before.close()
         for lane, kinds, run in (
             ("quick", QUICK_KINDS, self._run_quick),
             ("slow", SLOW_KINDS, self._run_slow),
