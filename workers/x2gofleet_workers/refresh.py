@@ -22,7 +22,7 @@ from x2gofleet.store import Store
 from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse
 from x2gofleet_workers.polling import NotOwnerError, PollReport, TargetPoller
 
-THREADS = 16
+THREADS = 256
 SPACING_SECONDS = 0.1
 GATHER_SECONDS = 0.02
 GATHER_MOST_SECONDS = 0.08
