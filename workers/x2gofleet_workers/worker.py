@@ -263,7 +263,7 @@ class Worker:
             self._removed |= set(before.targets)
 
     def _drop_removed(self) -> None:
-        """Drop the keys of removed targets: each worker once it has let go of them, as it may have written until then."""
+        """Drop the keys of removed targets: each worker does once it has let go of them, and writes no more."""
         self._removed -= self.fleet.targets.keys()
         gone = self._removed - self.pollers.keys()
         if not gone or self._publication is None or not self._publication.accepted:
@@ -279,7 +279,7 @@ class Worker:
         return f"another worker published a newer inventory ({publication.version})"
 
     def _shared_targets(self) -> Collection[str]:
-        """Return what all workers share out: the targets of the newest inventory, of which this one may not know some."""
+        """Return what all workers share out: the targets of the newest inventory, also those unknown here."""
         newest = self._newest_targets
         return self.fleet.targets if newest is None else newest
 
