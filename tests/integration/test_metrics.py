@@ -370,6 +370,18 @@ def test_garbage_counts_as_failed_and_no_name_gets_into_labels(
     }
 
 
+def test_a_refused_listing_fails_alone_on_its_connection(start: Start, simulation: RunningSimulation) -> None:
+    simulation.server("ts01").set_fault("empty")
+    worker = start()
+    wait_until(worker.is_ready, "the worker is ready")
+    found = worker.scrape()
+    assert found[polls("sessions", "failed")] >= 1
+    assert found[polls("load", "failed")] == 0
+    assert found["x2gofleet_connections_total"] == SERVERS
+    assert worker.conditions() == (SERVERS - 1, 1, 0)
+    assert found["x2gofleet_full_listings_total"] >= SERVERS, "the server listed, and was not believed"
+
+
 def test_a_slow_server_overlaps_its_runs_and_is_timed(start: Start, simulation: RunningSimulation) -> None:
     server = simulation.server("ts03")
     server.set_fault("slow=1")
@@ -435,7 +447,8 @@ def test_without_redis_a_worker_is_alive_and_not_ready(worker: WorkerProcess, va
     assert worker.healthcheck("/ready") == (1, text)
     assert worker.healthcheck() == (0, "ok\n")
     assert worker.get("/live") == (200, "ok\n")
-    assert sum(worker.value(polls(kind.value, "unwritten")) for kind in Kind) >= 1
+    for kind in ("sessions", "load"):
+        wait_until(lambda kind=kind: worker.value(polls(kind, "unwritten")) >= 1, f"{kind} are polled in vain")
     worker.moves(heartbeats, "it tries on")
     wait_until(lambda: worker.value("x2gofleet_owned_targets") == 0, "leases that can't be renewed are given up")
     assert worker.value("x2gofleet_lease_losses_total") == SERVERS
