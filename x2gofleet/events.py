@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,6 +64,12 @@ class Event:
     def server(self) -> str:
         """Id of the server."""
         return server_of(self.target)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Orders events: the time of Redis in ms when it was written, and a number within that."""
+        milliseconds, _, number = self.id.partition("-")
+        return int(milliseconds), int(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,11 @@ def _stable(row: SessionInfo) -> tuple[object, ...]:
 def encode_cursor(positions: Mapping[str, str]) -> str:
     """Return an opaque cursor for the last entry seen of each target's stream."""
     return base64.urlsafe_b64encode(json.dumps(dict(sorted(positions.items()))).encode()).decode()
+
+
+def advance(cursor: str | None, events: Iterable[Event]) -> str:
+    """Return the cursor that lies behind ``events``, which are the first after ``cursor``, in order."""
+    return encode_cursor(decode_cursor(cursor) | {event.target: event.id for event in events})
 
 
 def decode_cursor(cursor: str | None) -> dict[str, str]:

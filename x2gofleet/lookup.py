@@ -431,7 +431,7 @@ class Lookups:
             if entries:
                 positions[name] = entries[-1].id
             found += entries
-        found.sort(key=lambda event: [int(part) for part in event.id.split("-")])
+        found.sort(key=lambda event: event.order)
         return Events(tuple(found), encode_cursor(positions))
 
     def request(

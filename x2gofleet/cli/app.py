@@ -8,9 +8,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from x2gofleet.cache import FleetCache
-from x2gofleet.cli import commands, live
+from x2gofleet.cli import commands, follow, live
 from x2gofleet.cli.arguments import build_parser, namespace, redis_url
-from x2gofleet.cli.results import UNAVAILABLE, USAGE, Result, load_rich, show, silence_stdout, tell
+from x2gofleet.cli.results import (
+    UNAVAILABLE,
+    USAGE,
+    Result,
+    UnknownServer,
+    load_rich,
+    show,
+    silence_stdout,
+    tell,
+)
 from x2gofleet.connection import client_from_url, redact_url
 from x2gofleet.errors import CacheUnavailable, FleetError, UnknownProfile
 
@@ -57,10 +66,12 @@ def _run(options: argparse.Namespace) -> int:
         try:
             if options.command == "watch" and not options.json:
                 return _watch(cache, name)
+            if options.command == "events":
+                return _events(cache, options, name)
             result = _ask(cache, options, name)
             show(result, as_json=options.json)
             return result.exit_status
-        except UnknownProfile as exc:
+        except (UnknownProfile, UnknownServer) as exc:
             tell(str(exc))
             return USAGE
         except CacheUnavailable as exc:
@@ -95,6 +106,18 @@ def _ask(cache: FleetCache, options: argparse.Namespace, name: str) -> Result:
         case _:
             fail_on_down = getattr(options, "fail_on_down", False)
             return commands.status(cache, namespace=name, fail_on_down=fail_on_down)
+
+
+def _events(cache: FleetCache, options: argparse.Namespace, name: str) -> int:
+    run = follow.follow if options.follow else follow.events
+    return run(
+        cache,
+        namespace=name,
+        server=options.server,
+        since=options.since,
+        limit=options.limit,
+        as_json=options.json,
+    )
 
 
 def _watch(cache: FleetCache, name: str) -> int:

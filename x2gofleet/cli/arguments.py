@@ -9,7 +9,8 @@ from importlib import metadata
 from typing import Any
 
 from x2gofleet.connection import url_from_environment
-from x2gofleet.keys import DEFAULT_NAMESPACE, is_username
+from x2gofleet.events import decode_cursor
+from x2gofleet.keys import DEFAULT_NAMESPACE, is_server_id, is_username
 
 _EPILOG = """\
 examples:
@@ -18,6 +19,7 @@ examples:
   x2gofleet sessions --profile mate --json
                                        what brokers are told of profile mate
   x2gofleet refresh mate               have its servers polled now
+  x2gofleet events --follow            each change of sessions and servers
   x2gofleet watch                      a live view; q or Ctrl-C ends it
 
 exit status:
@@ -39,6 +41,26 @@ def _username(text: str) -> str:
     if not is_username(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no user name: use letters, digits, '.', '_', '-' and '@'")
     return text
+
+
+def _server_id(text: str) -> str:
+    if not is_server_id(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no server id: use letters, digits, '.', '_' and '-'")
+    return text
+
+
+def _cursor(text: str) -> str:
+    try:
+        decode_cursor(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("that is no cursor: give the one that an earlier call printed") from None
+    return text
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of events")
+    return int(text)
 
 
 def _positive_seconds(text: str) -> float:
@@ -120,6 +142,17 @@ def build_parser() -> argparse.ArgumentParser:
     refresh.add_argument("--user", metavar="U", type=_username, help="whose desktops")
     refresh.add_argument(
         "--timeout", metavar="S", type=_positive_seconds, default=10.0, help="seconds to wait (default: 10)"
+    )
+
+    events = command("events", "what changed: sessions and servers", "It ends with the cursor to go on from.")
+    events.add_argument("--follow", action="store_true", help="go on with what changes until Ctrl-C")
+    events.add_argument("--server", metavar="S", type=_server_id, help="only of this server")
+    events.add_argument("--since", metavar="CURSOR", type=_cursor, help="only what came after this cursor")
+    events.add_argument(
+        "--limit",
+        metavar="N",
+        type=_number,
+        help="at most N events: the newest, or with --since the first after it (default: all that are kept)",
     )
 
     command("watch", "a live view of servers and sessions", "Without a terminal it prints one view and ends.")

@@ -11,9 +11,12 @@ from typing import Any
 
 from x2gofleet.cli.picture import Counts, Picture, SeenServer, SeenSession, status_word, type_word
 from x2gofleet.cli.text import iso
+from x2gofleet.events import Event
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import TargetStatus, View
 from x2gofleet.snapshot import Snapshot
+
+_EVENT_STATUSES = {"R": "running", "S": "suspended", "T": "ending", "F": "ended"}
 
 
 def _seconds(value: float | None) -> float | None:
@@ -135,6 +138,31 @@ def snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
         "duration_seconds": snapshot.duration_ms / 1000,
         "rejected_rows": snapshot.rejected_rows,
         "worker": snapshot.worker,
+    }
+
+
+def event_document(event: Event) -> dict[str, Any]:
+    """One event; ``session``, ``user`` and ``status`` are null for those of a server, ``error`` for all others."""
+    return {
+        "time": iso(event.at_ms),
+        "server": event.server,
+        "target": event.target,
+        "event": event.kind.value,
+        "session": event.session or None,
+        "user": event.username or None,
+        "status": _EVENT_STATUSES.get(event.status, event.status) or None,
+        "error": event.text or None,
+        "id": event.id,
+    }
+
+
+def events_document(events: Iterable[Event], cursor: str, *, server: str | None, cached: bool) -> dict[str, Any]:
+    """What changed, and the cursor behind it."""
+    return {
+        "server": server,
+        "cached": cached,
+        "events": [event_document(event) for event in events],
+        "cursor": cursor,
     }
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from x2gofleet.cli.picture import Counts, Picture, SeenServer, SeenSession, status_word, type_word
 from x2gofleet.cli.tables import Block, Cell, Column, Line, Table
-from x2gofleet.cli.text import counted, duration
+from x2gofleet.cli.text import counted, duration, iso
+from x2gofleet.events import Event, EventKind
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import TargetStatus
 
@@ -36,6 +37,22 @@ _SESSION_COLUMNS = (
     Column("STARTED", rank=2),
     Column("AGE", rank=1, right=True),
 )
+
+
+_EVENT_STYLES = {
+    EventKind.SERVER_DOWN: "bad",
+    EventKind.SERVER_UP: "good",
+    EventKind.STARTED: "good",
+    EventKind.ENDED: "dim",
+}
+_EVENT_COLUMNS = (
+    Column("TIME"),
+    Column("SERVER", limit=24),
+    Column("EVENT"),
+    Column("USER", rank=1, limit=20),
+    Column("SESSION OR ERROR"),
+)
+_EVENT_WIDTHS = (20, 12, 11, 12, 0)
 
 
 def summary_line(picture: Picture) -> str:
@@ -129,6 +146,29 @@ def _session_row(seen: SeenSession) -> list[Cell | str]:
         f":{session.display}",
         session.date_created.replace("T", " ")[:16],
         duration(seen.age),
+    ]
+
+
+def event_table(events: Sequence[Event]) -> Table:
+    """Return one row for each event."""
+    return Table.of(_EVENT_COLUMNS, [_event_cells(event) for event in events])
+
+
+def event_line(event: Event) -> str:
+    """Return one event as a line of its own, which stands below others nearly as in a table."""
+    cells = [cell if isinstance(cell, str) else cell.text for cell in _event_cells(event)]
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, _EVENT_WIDTHS, strict=True)).rstrip()
+
+
+def _event_cells(event: Event) -> list[Cell | str]:
+    when = iso(event.at_ms) or ""
+    word = event.kind.value.replace("_", " ")
+    return [
+        f"{when[:10]} {when[11:19]}Z",
+        event.server,
+        Cell(word, _EVENT_STYLES.get(event.kind, "")),
+        event.username or "-",
+        event.session or event.text or "-",
     ]
 
 

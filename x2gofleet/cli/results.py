@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from x2gofleet.cli.tables import Block, Line, plain, wrapped
 from x2gofleet.cli.text import clean
+from x2gofleet.errors import FleetError
 
 ANSWERED, NEGATIVE, USAGE, UNAVAILABLE = 0, 1, 2, 3
 
@@ -25,6 +26,13 @@ class Result:
     blocks: tuple[Block, ...] = ()
     notes: tuple[str, ...] = field(default=())
     exit_status: int = ANSWERED
+
+
+class UnknownServer(FleetError):
+    """The inventory has no server of that name."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"there is no server {name!r} in the inventory; known: {', '.join(known)}")
 
 
 def load_rich() -> ModuleType | None:
