@@ -16,7 +16,7 @@ LIBRARY = Path(x2gofleet.__file__).parent
 WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
-LAYERS = ("errors", "kinds", "keys", "load", "rows", "parsing", "fleet", "model", "snapshot", "connection")
+LAYERS = ("errors", "kinds", "keys", "load", "rows", "parsing", "events", "fleet", "model", "snapshot", "connection")
 UPPER_LAYERS = ("lookup", "cache")
 
 PROGRAM = """
@@ -81,6 +81,7 @@ def test_the_methods_of_the_reader() -> None:
         "snapshots",
         "view",
         "servers",
+        "events",
         "profiles",
         "update",
         "update_all",
