@@ -353,6 +353,16 @@ class Store:
             raise unavailable(exc, "dropping removed targets") from exc
         return dropped
 
+    def users_desktops(self, server: str) -> tuple[str, ...]:
+        """Return the targets ``user@server`` of whose desktops there is a snapshot, whoever stored it."""
+        pattern = self.keys.snapshot(f"*@{server}", Kind.DESKTOPS).removeprefix(self.keys.namespace)
+        try:
+            found = list(self.client.scan_iter(match=f"{_escape_glob(self.keys.namespace)}{pattern}", count=500))
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, f"looking for desktops of {server}") from exc
+        names = {key.decode("utf-8", "replace").partition("{")[2].partition("}")[0] for key in found}
+        return tuple(sorted(name for name in names if server_of(name) == server))
+
     def drop_orphans(self, known: Collection[str]) -> int:
         """Delete the snapshots and states of targets that are not ``known``; return how many keys.
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -571,6 +572,28 @@ def test_each_loop_that_stands_still_is_named(worker: Worker) -> None:
                 pulse.beat()
         clock.now += 1
         assert worker.live_problem() == f"the {name} loop has stood still for 31 s"
+
+
+def test_every_loop_turns_again_and_again_without_redis(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "PULSE_SECONDS", 0.2)
+    pulses = (worker.ownership.pulse, worker._watch_pulse, worker._desk.pulse, worker._schedule_pulse)
+    worker.start()
+    for _ in range(2):
+        for pulse in pulses:
+            pulse._at -= 1000
+        deadline = time.monotonic() + 20
+        while worker.live_problem():
+            assert time.monotonic() < deadline, worker.live_problem()
+            time.sleep(0.01)
+    assert "Connection refused" in worker.ready_problem()
+
+
+def test_steps_of_the_clock_and_runs_left_out_are_looked_up(worker: Worker) -> None:
+    worker.schedule._offset -= 10
+    assert worker.schedule.follow_clock()
+    worker.schedule.missed, worker.schedule.overlapped = 2, 3
+    standing = worker.standing()
+    assert (standing.clock_steps, standing.missed_runs, standing.overlapping_runs) == (1, 2, 3)
 
 
 def test_a_worker_is_not_ready_before_it_began_nor_while_it_stops(worker: Worker) -> None:

@@ -178,7 +178,11 @@ class Ownership:
             self._stop.wait(max(0.05, self._tick - (self._monotonic() - started)))
 
     def tick(self) -> None:
-        """Say that this worker lives, and bring the held leases in line with its share."""
+        """Say that this worker lives, and bring the held leases in line with its share.
+
+        Takes new leases for as long as a tick lasts, so that those of a large share are renewed in between.
+        """
+        until = self._monotonic() + self._tick
         facts = self._facts()
         with self._metrics.redis_call("heartbeat"):
             members = self._store.heartbeat(facts, ttl_ms=self.ttl_ms)
@@ -191,9 +195,10 @@ class Ownership:
             if target not in mine:
                 self._give_back(target)
         self._renew()
-        for target in sorted(mine):
-            if target not in self._held and not self._stop.is_set():
-                self._take(target)
+        for target in sorted(mine - self._held.keys()):
+            if self._stop.is_set() or self._monotonic() > until:
+                break
+            self._take(target)
 
     def _take(self, target: str) -> None:
         self.pulse.beat()

@@ -106,7 +106,6 @@ class TargetPoller:
         self._slow = _Lane(self, SLOW_KINDS)
         self._closed = False
         self.conditional = False
-        self.users_targets: set[str] = set()
         self.held: _Held | None = None
         self.told: tuple[str, bytes] | None = None
         self.tried = False
@@ -187,8 +186,9 @@ class TargetPoller:
         self.held = None
         if self._store.discard(lease, tuple(Kind)) is Outcome.LOST:
             raise NotOwnerError(self.target.id)
-        while self.users_targets:
-            self._slow.discard(self.users_targets.pop())
+        if self.target.scope == "server":
+            for name in self._store.users_desktops(self.target.server):
+                self._slow.discard(name)
 
     def close(self) -> None:
         """Cut the connection, and with it any running poll."""
@@ -616,7 +616,6 @@ class _Lane:
         taken = poller._store.acquire(name, ttl_ms=poller._ownership.ttl_ms)
         if not isinstance(taken, Lease):
             return Outcome.OLDER
-        poller.users_targets.add(name)
         try:
             return self._write(taken, listing)
         finally:
