@@ -22,9 +22,7 @@ import redis
 from x2gofleet_workers.embedded import EmbeddedValkey
 from x2gofleet_workers.ownership import fair_share
 
-from x2gofleet.cache import FleetCache
 from x2gofleet.connection import client_from_url
-from x2gofleet.errors import CacheUnavailable
 
 Row = tuple[str, str, float, str]
 SIZES = ((10, 0.1), (100, 0.25), (1000, 2.0))
@@ -79,8 +77,11 @@ def _memory_kib(pid: int) -> int:
 
 
 def _confirmed(port: int) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
-        text = reply.read().decode()
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+            text = reply.read().decode()
+    except OSError:
+        return 0.0
     found = 0.0
     for line in text.splitlines():
         if line.startswith("x2gofleet_polls_total{") and 'kind="sessions"' in line and 'result="confirmed"' in line:
@@ -88,10 +89,11 @@ def _confirmed(port: int) -> float:
     return found
 
 
-def _all_up(cache: FleetCache, targets: int) -> bool:
-    with suppress(CacheUnavailable):
-        return sum(server.up is True for server in cache.servers()) == targets
-    return False
+def _is_steady(port: int, polls_per_second: float) -> bool:
+    """Whether all targets are polled at their interval: that is not yet so while connections are made."""
+    polls, started = _confirmed(port), time.perf_counter()
+    time.sleep(2.0)
+    return (_confirmed(port) - polls) / (time.perf_counter() - started) > 0.9 * polls_per_second
 
 
 def measure(targets: int, interval: float) -> Measured:
@@ -109,13 +111,9 @@ def measure(targets: int, interval: float) -> Measured:
             with inventory.open("a") as file:
                 file.write(f"\n[intervals]\nsessions = {interval}\nload = 0\nmounts = 0\n")
             run = ("run", "--inventory", str(inventory), "--redis-url", valkey.url, "--metrics-port", str(port))
-            with (
-                _process(cpus[0], *run, log=directory / "worker.log") as worker,
-                FleetCache.from_url(valkey.url) as cache,
-            ):
-                _until(lambda: _all_up(cache, targets), f"{targets} servers to be polled")
+            with _process(cpus[0], *run, log=directory / "worker.log") as worker:
                 client = client_from_url(valkey.url, command_timeout_seconds=5.0)
-                _until(lambda: _confirmed(port) >= targets, "every server to be polled twice")
+                _until(lambda: _is_steady(port, targets / interval), f"{targets} servers to be polled at their interval")
                 return _during(client, worker.pid, port, targets)
 
 
