@@ -355,6 +355,11 @@ def container_of(engine: Engine, worker: str) -> str:
     raise StepError(f"no running container has the worker {worker}")
 
 
+def polled_without(worker: str) -> Callable[[dict[str, Any]], bool]:
+    """A condition: what is read of every server was polled by another worker than `worker`."""
+    return lambda seen: len(seen.get("polled_by", {})) == len(SERVERS) and worker not in seen["polled_by"].values()
+
+
 def shared_by(number: int, *, without: str = "") -> Callable[[dict[str, Any]], bool]:
     """A condition: every server has an owner, `number` workers own, `without` is none of them."""
 
@@ -434,6 +439,8 @@ def play(engine: Engine, clock: Clock, cleanup: contextlib.ExitStack) -> None:
     took = moved["at"] - killed_at
     wait_until(lambda: container not in engine.containers("worker", running=True), f"{container} dead", 10)
     clock.step(f"killed {victim} (SIGKILL): ts01 moved to {moved['owners']['ts01']} after {took:.1f} s")
+    anew = sampler.wait(polled_without(victim), f"sessions of ts01 that another worker than {victim} polled", 30)
+    clock.step(f"sessions of ts01 polled by its new owner {anew['at'] - killed_at:.1f} s after the kill")
     if took > LEASE_AND_TICK_SECONDS + SLACK_SECONDS:
         raise StepError(f"the take-over took {took:.1f} s")
 
@@ -443,10 +450,11 @@ def play(engine: Engine, clock: Clock, cleanup: contextlib.ExitStack) -> None:
     engine("stop", container)
     stop_took = time.time() - stopped_at
     left = sampler.wait(shared_by(1, without=leaver), f"everything owned by another worker than {leaver}", 30)
+    anew = sampler.wait(polled_without(leaver), f"sessions that another worker than {leaver} polled", 30)
     status = engine.inspect(container, "{{.State.ExitCode}}")
     clock.step(
         f"stopped {leaver} (SIGTERM): exit status {status} in {stop_took:.1f} s, its servers moved after "
-        f"{left['at'] - stopped_at:.1f} s"
+        f"{left['at'] - stopped_at:.1f} s, polled anew after {anew['at'] - stopped_at:.1f} s"
     )
     if status != "0" or stop_took > 5.0 + SLACK_SECONDS:
         raise StepError(f"{leaver} did not stop cleanly: exit status {status} after {stop_took:.1f} s")
@@ -463,9 +471,10 @@ def play(engine: Engine, clock: Clock, cleanup: contextlib.ExitStack) -> None:
 
     summary = sampler.finish()
     changes = engine("logs", client).count("R -> S") + engine("logs", client).count("S -> R")
-    clock.step(
-        f"read without a gap: {summary['samples']} readings, {summary['gaps']} incomplete, oldest answer "
-        f"{summary['oldest']} s (TTL {TTL_SECONDS:g} s), longest time between two {summary['longest_pause']} s"
+    clock.step(f"read without a gap: {summary['samples']} readings, {summary['gaps']} incomplete")
+    clock.note(
+        f"the oldest answer was {summary['oldest']} s old, {summary['oldest_at'] - killed_at:.1f} s after the kill "
+        f"(TTL {TTL_SECONDS:g} s); the longest time between two readings {summary['longest_pause']} s"
     )
     clock.note(f"suspended or resumed meanwhile, as the client saw it: {changes}")
     if summary["gaps"] or summary["oldest"] >= TTL_SECONDS or summary["samples"] < 50:

@@ -21,15 +21,19 @@ def ask(cache: FleetCache, profile: str) -> tuple[dict[str, Any], float, list[li
     try:
         sessions = cache.list_sessions(profile_name=profile)
         owners = {status.id: status.owner for status in cache.servers()}
+        polled_by = {
+            snapshot.server: snapshot.worker for snapshot in cache.snapshots(profile_name=profile, kind="sessions")
+        }
     except CacheUnavailable as exc:
-        return {"state": f"unavailable: {exc}", "sessions": 0, "servers": 0, "owners": {}}, 0.0, []
+        return {"state": f"unavailable: {exc}", "sessions": 0, "servers": 0, "owners": {}, "polled_by": {}}, 0.0, []
     if sessions is None:
-        return {"state": "not cached", "sessions": 0, "servers": 0, "owners": owners}, 0.0, []
+        return {"state": "not cached", "sessions": 0, "servers": 0, "owners": owners, "polled_by": polled_by}, 0.0, []
     seen = {
         "state": "missing " + ", ".join(sessions.missing_servers) if sessions.missing_servers else "cached",
         "sessions": len(sessions.rows),
         "servers": len({row.server for row in sessions.rows}),
         "owners": owners,
+        "polled_by": polled_by,
     }
     rows = [[row.server, row.name, row.username, row.status] for row in sessions.rows]
     return seen, sessions.oldest_age or 0.0, rows
@@ -51,7 +55,7 @@ def main() -> None:
     threading.Thread(target=read_input, args=(lines,), daemon=True).start()
     last: dict[str, Any] = {}
     samples = gaps = 0
-    oldest = longest_pause = 0.0
+    oldest = longest_pause = oldest_at = 0.0
     was_complete, before = False, time.monotonic()
     with FleetCache.from_url(os.environ["X2GOFLEET_REDIS_URL"]) as cache:
         while True:
@@ -62,7 +66,9 @@ def main() -> None:
             if was_complete:
                 samples += 1
                 gaps += not complete
-                oldest, longest_pause = max(oldest, age), max(longest_pause, now - before)
+                longest_pause = max(longest_pause, now - before)
+                if age > oldest:
+                    oldest, oldest_at = age, time.time()
             before = now
             was_complete = was_complete or complete
             if seen != last:
@@ -74,8 +80,8 @@ def main() -> None:
                 tell({"rows": rows})
             except queue.Empty:
                 pass
-    summary = {"samples": samples, "gaps": gaps, "oldest": round(oldest, 2), "longest_pause": round(longest_pause, 2)}
-    tell({"summary": summary})
+    summary = {"samples": samples, "gaps": gaps, "oldest": round(oldest, 2), "oldest_at": oldest_at}
+    tell({"summary": {**summary, "longest_pause": round(longest_pause, 2)}})
 
 
 main()
