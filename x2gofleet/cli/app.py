@@ -56,7 +56,10 @@ def _run(options: argparse.Namespace) -> int:
     with cache:
         try:
             if options.command == "watch" and not options.json:
-                return _watch(cache, name)
+                # Ctrl-C is how a view is left, wherever in the drawing of it the key is met.
+                with suppress(KeyboardInterrupt):
+                    return _watch(cache, name)
+                return 0
             result = _ask(cache, options, name)
             show(result, as_json=options.json)
             return result.exit_status
