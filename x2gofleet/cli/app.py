@@ -56,10 +56,7 @@ def _run(options: argparse.Namespace) -> int:
     with cache:
         try:
             if options.command == "watch" and not options.json:
-                # Ctrl-C is how a view is left, wherever in the drawing of it the key is met.
-                with suppress(KeyboardInterrupt):
-                    return _watch(cache, name)
-                return 0
+                return _watch(cache, name)
             result = _ask(cache, options, name)
             show(result, as_json=options.json)
             return result.exit_status
