@@ -185,7 +185,8 @@ answer() {
   printf '%s done uid=%s host=%s\n' "$mark" "$uid" "$host"
 }
 
-printf 'x2gofleet-probe 1 uid=%s user=%s host=%s\n' "$uid" "$user" "$(uname -n)"
+# The empty line: a shell may have printed something without a newline at its end.
+printf '\nx2gofleet-probe 1 uid=%s user=%s host=%s\n' "$uid" "$user" "$(uname -n)"
 while read -r verb mark scope seconds sections; do
   case $mark in '' | *[!0-9a-f]*) mark=-; refuse 'no boundary'; continue ;; esac
   case $verb in poll) ;; *) refuse 'unknown verb'; continue ;; esac
