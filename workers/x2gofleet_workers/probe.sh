@@ -48,6 +48,8 @@ my $sql = q{select session_id, uname, server, status, display,
 print "$mark records before\n";
 query($sql);
 print "$mark listing\n";
+# Stays until the command has ended, so that timeout also kills one that ignores the first signal.
+$SIG{TERM} = sub {};
 my $raw = system(@command);
 my $status = $raw == -1 ? 127 : $raw & 127 ? 128 + ($raw & 127) : $raw >> 8;
 print "\n$mark listed $status\n$mark records after\n";
