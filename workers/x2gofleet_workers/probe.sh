@@ -26,7 +26,13 @@ use strict; use DBI;
 my ($mark, $file, $what, @command) = @ARGV;
 $| = 1;
 my $dbh;
-sub failed { my $text = shift; $text =~ s/[^ -~]+/ /g; print "$mark recerr $text\n"; exit 0; }
+sub failed {
+  my $text = shift;
+  $text =~ s/ at -e line \d+\.\s*\z//;
+  $text =~ s/[^ -~]+/ /g;
+  print "$mark recerr $text\n";
+  exit 0;
+}
 sub query {
   my $sql = shift;
   eval {
