@@ -194,6 +194,20 @@ def test_its_key_runs_nothing_else(wrapped: RealX2GoServer, attempt: Attempt, lo
         assert refused.stdout == b""
 
 
+def test_a_user_s_key_that_runs_the_probe_alone(server: RealX2GoServer, poll: PollFactory, login_key: LoginKey) -> None:
+    options = f'restrict,command="{PROBE}"'
+    assert f"`{options}`" in DOCUMENT
+    set_up_account(server)
+    server.revoke("root")
+    server.authorize("alice", login_key.public_text, options)
+    name = server.insert_session("alice", 50)
+    server.insert_session("bob", 51)
+    profiles = {PROFILE: {"servers": ["ts01"], "user": "alice"}}
+    polled = poll(server, login={"command": "wrapper"}, profiles=profiles)
+    polled.next_snapshot(username="alice")
+    assert set(polled.cache.list_sessions(profile_name=PROFILE) or ()) == {name}
+
+
 def test_an_installed_probe_of_another_version(wrapped: RealX2GoServer, poll: PollFactory) -> None:
     wrapped.path(PROBE).write_text("#!/bin/sh\necho x2gofleet-probe 2 uid=0 user=root host=ts01\ncat\n")
     status = poll(wrapped, login=WRAPPER).wait_for_error("NotProven")
