@@ -1,4 +1,5 @@
 import os
+
 from x2gofleet import FleetCache
 
 with FleetCache.from_url(os.environ["X2GOFLEET_REDIS_URL"]) as cache:

@@ -131,9 +131,9 @@ def _idle_cpu(target: Target, check_timeout: float) -> float:
     """Return which part of a core this process uses while it holds idle connections."""
     before = ssh._Transport._active_check_timeout
     ssh._Transport._active_check_timeout = check_timeout
-    connections = []
+    connections: list[SshConnection] = []
     try:
-        for _ in range(IDLE_CONNECTIONS):
+        while len(connections) < IDLE_CONNECTIONS:
             connections.append(SshConnection.open(target.endpoint, Deadline(30)))
         time.sleep(1.0)
         started, cpu = time.perf_counter(), time.process_time()

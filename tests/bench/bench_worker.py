@@ -113,7 +113,7 @@ def measure(targets: int, interval: float) -> Measured:
             run = ("run", "--inventory", str(inventory), "--redis-url", valkey.url, "--metrics-port", str(port))
             with _process(cpus[0], *run, log=directory / "worker.log") as worker:
                 client = client_from_url(valkey.url, command_timeout_seconds=5.0)
-                _until(lambda: _is_steady(port, targets / interval), f"{targets} servers to be polled at their interval")
+                _until(lambda: _is_steady(port, targets / interval), f"{targets} servers polled at their interval")
                 return _during(client, worker.pid, port, targets)
 
 

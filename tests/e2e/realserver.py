@@ -149,6 +149,7 @@ class RealX2GoServer:
         self._database_fault: DatabaseFault | None = None
         self._locker: sqlite3.Connection | None = None
         self._displays: list[subprocess.Popen[bytes]] = []
+        self._frozen: list[int] = []
 
     def __enter__(self) -> RealX2GoServer:
         self.start()
@@ -171,6 +172,7 @@ class RealX2GoServer:
         if self._locker is not None:
             self._locker.close()
             self._locker = None
+        self.thaw_sshd()
         self.namespace.stop()
         for display in self._displays:
             assert display.stdout is not None
@@ -284,6 +286,22 @@ class RealX2GoServer:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         wait_until(lambda: not self._connections(), "the end of all connections")
+
+    def freeze_sshd(self) -> None:
+        """Stop every process of sshd where it is: the kernel goes on taking connections, and nobody answers."""
+        for process in self.processes():
+            if process.name.startswith("sshd"):
+                os.kill(process.pid, signal.SIGSTOP)
+                self._frozen.append(process.pid)
+
+    def thaw_sshd(self) -> None:
+        """Let sshd go on; what started it (nsenter) stops when it does, and goes on too."""
+        if self._frozen and self._sshd is not None:
+            self._frozen.append(self._sshd.pid)
+        for pid in self._frozen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._frozen.clear()
 
     def change_host_key(self, key_type: Literal["ed25519", "ecdsa", "rsa"] = "ed25519") -> None:
         """Give the server another host key on the same port; open connections are cut."""

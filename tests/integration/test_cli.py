@@ -135,6 +135,15 @@ class TestStatus:
         run("status")
         assert "ts03" in run("status", "--fail-on-down", status=1)[0]
 
+    def test_a_kind_that_fails_on_a_server_that_is_up_is_told(self, run: Command, some_fleet: Any) -> None:
+        some_fleet.failure("ts02", kinds=["mounts"], error_class="ListingFailed", error_text="no such table: mounts")
+        out, _ = run("status")
+        assert next(row for row in rows(out) if row[0] == "ts02")[1] == "up, drained"
+        assert "ts02: ListingFailed: no such table: mounts" in out
+        found = {server["id"]: server for server in run.json("status")["servers"]}["ts02"]
+        assert found["state"] == "up"
+        assert found["error"] == {"class": "ListingFailed", "text": "no such table: mounts"}
+
     def test_all_up_passes_fail_on_down(self, run: Command, publish: Any) -> None:
         publish({"mate": ["ts01", "ts02"]})
         run("status", "--fail-on-down")

@@ -135,6 +135,7 @@ class Probe:
         assert self.process.stdin
         assert self.process.stdout
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        assert self.stdout.readline() == b"\n"
         hello = parse_hello(self.stdout.readline().rstrip(b"\n"))
         assert hello is not None
         self.hello = hello

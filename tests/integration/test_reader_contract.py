@@ -830,12 +830,12 @@ def test_a_lookup_is_one_round_trip_however_many_servers(
         cache = open_cache(proxy.url, namespace)
         first = question(cache)
         assert proxy.round_trips <= 2, "the first call reads the inventory too"
-        for _ in range(3):
-            proxy.forget()
+        for _ in range(2):
+            proxy.round_trips = 0
             assert type(question(cache)) is type(first)
             assert proxy.round_trips == 1
         publish({"mate": servers[1:], "other": ["ts01"]})
-        proxy.forget()
+        proxy.round_trips = 0
         question(cache)
         assert proxy.round_trips <= 3, "an inventory that changed is read and asked by again"
         assert proxy.connections == 1
@@ -856,7 +856,7 @@ def test_a_lookup_by_uuid_is_two_round_trips(
         cache = open_cache(proxy.url, namespace)
         cache.register_session("6c3f", "mate", "alice")
         cache.list_sessions("6c3f")
-        proxy.forget()
+        proxy.round_trips = 0
         assert len(cache.list_sessions("6c3f").rows) == 2
         assert proxy.round_trips == 2
         cache.close()

@@ -135,17 +135,14 @@ def test_a_redis_that_hangs_costs_half_a_second_once_then_nothing(cache: Any, se
         first, said = timed(lambda: cache.list_sessions(profile_name="mate"))
         assert 0.4 < first < 1.0
         assert "did not answer in time" in said
-        slow, quick, started = [], 0, time.monotonic()
+        trials, refused, started = [], [], time.monotonic()
         while time.monotonic() - started < 2.5:
             seconds, said = timed(lambda: cache.list_sessions(profile_name="mate"))
-            if seconds > AT_ONCE_SECONDS:
-                slow.append(seconds)
-            else:
-                quick += 1
-                assert "not tried again" in said
-        assert 1 <= len(slow) <= 2, f"one trial per second, each of half a second: {slow}"
-        assert max(slow) < 1.0
-        assert quick > 100
+            (refused if "not tried again" in said else trials).append(seconds)
+        assert 1 <= len(trials) <= 2, f"one trial per second, each of half a second: {trials}"
+        assert max(trials) < 1.0
+        assert len(refused) > 100
+        assert sorted(refused)[len(refused) // 2] < 0.01
     finally:
         server.resume()
     wait_until(lambda: answers(cache), 3.0)
@@ -157,24 +154,24 @@ def test_of_many_threads_one_waits_for_a_redis_that_hangs(cache: Any, server: Ow
     try:
         timed(lambda: cache.is_cached("mate"))
         until = time.monotonic() + 1.3
-        slow: list[float] = []
+        trials: list[str] = []
+        over = threading.Event()
 
         def ask() -> None:
             while time.monotonic() < until:
-                started = time.monotonic()
                 try:
                     cache.is_cached("mate")
-                except CacheUnavailable:
-                    pass
-                if time.monotonic() - started > 0.4:
-                    slow.append(started)
+                except CacheUnavailable as exc:
+                    if "not tried again" not in str(exc):
+                        trials.append(str(exc))
+                over.wait(0.002)
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(slow) == 1
+        assert len(trials) == 1
     finally:
         server.resume()
     wait_until(lambda: answers(cache), 3.0)

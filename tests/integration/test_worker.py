@@ -447,17 +447,19 @@ def test_a_lease_that_another_took_means_no_more_writes(
 ) -> None:
     worker = start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
-    thief = Store(running.client, Keys(), "thief")
-    running.client.delete(Keys().lease("ts01"))
-    stolen = thief.acquire("ts01", ttl_ms=60_000)
-    assert isinstance(stolen, Lease)
-    before = running.client.hgetall(Keys().snapshot("ts01", Kind.SESSIONS))
+    key = Keys().lease("ts01")
+    stolen = Lease("ts01", "stolen", int(running.client.hget(key, "fence") or 0) + 1)
+    pipeline = running.client.pipeline(transaction=True)
+    pipeline.hset(key, mapping={"owner": "thief", "nonce": stolen.nonce, "fence": stolen.fence})
+    pipeline.pexpire(key, 60_000)
+    pipeline.hgetall(Keys().snapshot("ts01", Kind.SESSIONS))
+    before = pipeline.execute()[-1]
     simulation.server("ts01").start_session("alice")
     wait_until(lambda: "ts01" not in worker.pollers, "the worker gives it up")
     after = running.client.hgetall(Keys().snapshot("ts01", Kind.SESSIONS))
     assert after == before
     assert is_filled(cache), "the last snapshot stands"
-    thief.release(stolen)
+    assert Store(running.client, Keys(), "thief").release(stolen)
     wait_until(lambda: polled_at(running, "ts01") > int(before[b"polled_at"]), "it is taken again and polled on")
 
 

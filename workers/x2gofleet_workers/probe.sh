@@ -26,7 +26,13 @@ use strict; use DBI;
 my ($mark, $file, $what, @command) = @ARGV;
 $| = 1;
 my $dbh;
-sub failed { my $text = shift; $text =~ s/[^ -~]+/ /g; print "$mark recerr $text\n"; exit 0; }
+sub failed {
+  my $text = shift;
+  $text =~ s/ at -e line \d+\.\s*\z//;
+  $text =~ s/[^ -~]+/ /g;
+  print "$mark recerr $text\n";
+  exit 0;
+}
 sub query {
   my $sql = shift;
   eval {
@@ -48,6 +54,8 @@ my $sql = q{select session_id, uname, server, status, display,
 print "$mark records before\n";
 query($sql);
 print "$mark listing\n";
+# Stays until the command has ended, so that timeout also kills one that ignores the first signal.
+$SIG{TERM} = sub {};
 my $raw = system(@command);
 my $status = $raw == -1 ? 127 : $raw & 127 ? 128 + ($raw & 127) : $raw >> 8;
 print "\n$mark listed $status\n$mark records after\n";
@@ -185,7 +193,8 @@ answer() {
   printf '%s done uid=%s host=%s\n' "$mark" "$uid" "$host"
 }
 
-printf 'x2gofleet-probe 1 uid=%s user=%s host=%s\n' "$uid" "$user" "$(uname -n)"
+# The empty line: a shell may have printed something without a newline at its end.
+printf '\nx2gofleet-probe 1 uid=%s user=%s host=%s\n' "$uid" "$user" "$(uname -n)"
 while read -r verb mark scope seconds sections; do
   case $mark in '' | *[!0-9a-f]*) mark=-; refuse 'no boundary'; continue ;; esac
   case $verb in poll) ;; *) refuse 'unknown verb'; continue ;; esac

@@ -291,15 +291,16 @@ class ProbeChannel:
         # -1: the channel was closed without one.
         status = self._channel.recv_exit_status() if self._channel.exit_status_ready() else -1
         user = self._endpoint.user
+        # Before sudo's refusals: sudo too may say that there is no such command.
+        if status == 127 or "not found" in said:
+            return CommandMissing(
+                f"the login could not start the probe: {said or 'command not found'}",
+                mend="install the probe, or sudo, whichever is not found (docs/servers.md)",
+            )
         if "sudo" in said or "password is required" in said:
             return NotPermitted(
                 f"{user} may not become root by sudo: {said}",
                 mend=f"let {user} run the probe by sudo without a password (docs/servers.md), or log in as root",
-            )
-        if status == 127 or "not found" in said:
-            return CommandMissing(
-                f"the login could not start the probe: {said or 'command not found'}",
-                mend='install the probe, or set command = "auto"',
             )
         if status < 0:
             return ConnectionLost(f"the login ended before the probe greeted: {said or 'nothing was said'}")

@@ -13,7 +13,7 @@ from x2gofleet.cli.picture import Counts, Picture, SeenServer, SeenSession, stat
 from x2gofleet.cli.text import iso
 from x2gofleet.events import Event
 from x2gofleet.kinds import Kind
-from x2gofleet.lookup import TargetStatus, View
+from x2gofleet.lookup import ServerStatus, TargetStatus, View
 from x2gofleet.snapshot import Snapshot
 
 _EVENT_STATUSES = {"R": "running", "S": "suspended", "T": "ending", "F": "ended"}
@@ -51,8 +51,14 @@ def session_document(seen: SeenSession) -> dict[str, Any]:
     }
 
 
+def _error(status: TargetStatus | ServerStatus) -> dict[str, str] | None:
+    """Return what went wrong last: also of a server that is up, where a kind other than sessions fails."""
+    if status.up is False or status.error_class:
+        return {"class": status.error_class, "text": status.error_text}
+    return None
+
+
 def _target_document(target: TargetStatus) -> dict[str, Any]:
-    error = {"class": target.error_class, "text": target.error_text} if target.up is False else None
     return {
         "id": target.id,
         "scope": target.scope,
@@ -63,7 +69,7 @@ def _target_document(target: TargetStatus) -> dict[str, Any]:
         "failures": target.failures,
         "last_good": iso(target.last_good_ms),
         "last_failed": iso(target.last_failed_ms),
-        "error": error,
+        "error": _error(target),
     }
 
 
@@ -85,7 +91,7 @@ def server_document(server: SeenServer) -> dict[str, Any]:
         "weight": status.weight,
         "drained": status.drained,
         "failures": status.failures,
-        "error": {"class": status.error_class, "text": status.error_text} if status.up is False else None,
+        "error": _error(status),
         "targets": [_target_document(target) for target in status.targets],
     }
 

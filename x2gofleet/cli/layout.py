@@ -109,14 +109,15 @@ def broken_targets(picture: Picture) -> list[TargetStatus]:
 
 
 def problem_lines(picture: Picture) -> list[Line]:
-    """Return a line for each target that can't be polled: its last error with its mend, or that nobody polls it."""
+    """Return a line for each target with a failing poll: its last error with its mend; or that nobody polls it."""
     lines = []
     for server in picture.servers:
         for target in server.status.targets:
-            if target.up is False:
+            if target.up is False or target.error_class:
                 times = f" ({target.failures} failed polls in a row)" if target.failures > 1 else ""
                 error = ": ".join(text for text in (target.error_class, target.error_text) if text)
-                lines.append(Line(f"{target.id}: {error or 'its last poll failed'}{times}", "bad", indent=2))
+                kind = "bad" if target.up is False else "warn"
+                lines.append(Line(f"{target.id}: {error or 'its last poll failed'}{times}", kind, indent=2))
             elif target.up is None:
                 reason = (
                     f"worker {target.owner} has not polled it yet"

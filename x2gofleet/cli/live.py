@@ -130,7 +130,12 @@ def run_live(
         console.file.write(f"{title}\n{summary(cache)}\n")
         return
     deadline = None if seconds is None else time.monotonic() + seconds
-    with _quit_key() as quits, Live(console=console, screen=True, auto_refresh=False) as live:
+    # Ctrl-C may be met anywhere in here, also in the drawing: it leaves the view as q does.
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        _quit_key() as quits,
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
         while deadline is None or time.monotonic() < deadline:
             started = time.monotonic()
             live.update(render(cache, title=f"{title}   (q ends)"), refresh=True)
