@@ -332,7 +332,7 @@ def test_desktops_of_a_user_delete_and_check(simulation: RunningSimulation, star
     owner = fleet.owners()["ts01"]
     (other,) = {"w1", "w2"} - {owner}
     fleet.workers[owner].signal(signal.SIGTERM)
-    wait_until(lambda: fleet.share(other), "the other took over")
+    wait_until(lambda: fleet.share(other) and fleet.polled_by_owners(), "the other took over")
     cache.delete("all")
     assert cache.list_sessions(profile_name="all") is None
     assert cache.list_desktops(profile_name="all", username="dave") is None
