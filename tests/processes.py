@@ -213,9 +213,11 @@ class LiveFleet:
         return set(self.cache.list_sessions(profile_name="all") or ())
 
     def wait_for_shares(self, *workers: str, servers: Collection[str] = ()) -> float:
-        """Wait until the servers (all where none are given) are shared as they will be, and readers find all."""
+        """Wait until the servers (all where none are given) are shared as they will be, and polled by who has them."""
         wanted = fair_share(servers or self.simulation.servers, workers)
-        return wait_until(lambda: self.owners() == wanted and self.is_full(), f"the owners are {wanted}")
+        took = wait_until(lambda: self.owners() == wanted, f"the owners are {wanted}")
+        since_ms = int(time.time() * 1000)
+        return took + wait_until(lambda: self.is_full(since_ms=since_ms), "the owners poll")
 
     def check_workers(self) -> None:
         """Fail where a worker ended or met an error that nobody expected."""
