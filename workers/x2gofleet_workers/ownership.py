@@ -189,8 +189,10 @@ class Ownership:
         wanted = set(self._targets())
         me = self._store.worker_id
         weights = {member.id: member.weight for member in self._eligible(self._store.describe(members))}
-        share = fair_share(wanted, weights, weights)
-        mine = {target for target, worker in share.items() if worker == me and self._known(target)}
+        if (wanted, weights) != self._shared_out:
+            # Sharing out 5000 targets costs tens of milliseconds: not at each tick.
+            self._share, self._shared_out = fair_share(wanted, weights, weights), (wanted, weights)
+        mine = {target for target, worker in self._share.items() if worker == me and self._known(target)}
         for target in self.owned():
             if target not in mine:
                 self._give_back(target)
