@@ -83,6 +83,8 @@ class Ownership:
         self._gained, self._lost, self._eligible, self._known = gained, lost, eligible, known
         self._ttl, self._tick, self._monotonic = ttl_seconds, tick_seconds, monotonic
         self._held: dict[str, _Held] = {}
+        self._share: dict[str, str] = {}
+        self._shared_out: tuple[set[str], dict[str, float]] = (set(), {})
         self._nonces: dict[str, str] = {}
         self._lock = threading.RLock()
         self._stop = threading.Event()
