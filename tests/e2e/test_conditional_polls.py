@@ -246,14 +246,20 @@ def test_after_flushall_a_full_listing_comes_within_the_same_tick(
     name = server.insert_session("alice", 50)
     polled = poll(server, redis_url=own_valkey.url, intervals={"mounts": 0})
     settle(polled)
-    counters = polled.poller().counters
+    poller = polled.poller()
     polled.next_polls(1)
-    polls, listings = counters.polls, counters.full_listings
+    polls, listings = poller.counters.polls, poller.counters.full_listings
 
     polled.redis.flushall()
     polled.wait_until(lambda: polled.redis.keys("*:{ts01}:sessions"), "the snapshot")
 
-    assert (counters.polls - polls, counters.full_listings - listings) == (1, 1)
+    now = polled.poller()
+    if now is poller:
+        assert (now.counters.polls - polls, now.counters.full_listings - listings) == (1, 1)
+    else:
+        # The renewal of the lease met the loss before a poll did: owned anew, and listed in full at once.
+        assert now.counters.full_listings == 1
+        assert poller.counters.full_listings == listings
     # The inventory that readers need comes back as well, long before its next turn.
     polled.wait_until(lambda: polled.cache.profiles(), "the inventory", seconds=5)
     sessions = polled.cache.list_sessions(profile_name=PROFILE)
