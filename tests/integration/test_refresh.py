@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from x2gofleet_workers.ownership import fair_share
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
 from x2gofleet import FleetCache, RefreshFailed, Snapshot
@@ -76,8 +77,9 @@ def start(simulation: RunningSimulation, valkey_url: str, namespace: str) -> Ite
         fleet = WorkerFleet(path, valkey_url, namespace, simulation.servers)
         fleets.append(fleet)
         fleet.start(*ids)
-        members = lambda: {name.decode() for name in fleet.client.zrange(fleet.keys.workers(), 0, -1)}  # noqa: E731
-        wait_until(lambda: members() == set(ids) and fleet.polled_by_owners(), "all is polled")
+        # Not before: what is owned by the first to come may still go to the next.
+        lasting = fair_share(fleet.targets, ids)
+        wait_until(lambda: fleet.owners() == lasting and fleet.polled_by_owners(), "all is polled")
         return fleet
 
     yield run
