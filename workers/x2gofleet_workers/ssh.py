@@ -417,12 +417,33 @@ def _known_name(endpoint: Endpoint) -> str:
     return endpoint.host if endpoint.port == 22 else f"[{endpoint.host}]:{endpoint.port}"
 
 
+class _KnownHosts:
+    """Parsed known_hosts files, read again when they change: a file of a thousand keys takes long to parse."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._parsed: dict[str, tuple[tuple[int, ...], paramiko.HostKeys]] = {}
+
+    def read(self, path: str) -> paramiko.HostKeys:
+        """Return the keys of a file; raises what reading and parsing it raise."""
+        found = Path(path).stat()
+        identity = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+        with self._lock:
+            known = self._parsed.get(path)
+            if known is None or known[0] != identity:
+                known = self._parsed[path] = (identity, paramiko.HostKeys(path))
+            return known[1]
+
+
+_known_hosts = _KnownHosts()
+
+
 def _known_keys(endpoint: Endpoint) -> dict[str, paramiko.PKey]:
     """Return the known host keys of an address by key type."""
     name, path = _known_name(endpoint), endpoint.known_hosts
     add = f"compare the fingerprint, then: ssh-keyscan -p {endpoint.port} {endpoint.host} >> {path}"
     try:
-        hosts = paramiko.HostKeys(str(Path(path)))
+        hosts = _known_hosts.read(path)
     except FileNotFoundError:
         raise HostKeyUnknown(f"the file {path} does not exist", mend=add) from None
     except OSError as exc:
