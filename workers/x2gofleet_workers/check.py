@@ -10,8 +10,9 @@ from x2gofleet.errors import PollError
 from x2gofleet.kinds import Kind
 from x2gofleet.parsing import parse_sessions
 from x2gofleet_workers.inventory import Fleet, Target
-from x2gofleet_workers.probe import Request, start_command
-from x2gofleet_workers.proof import prove_load, prove_mounts, prove_sessions, show
+from x2gofleet_workers.polling import judge, start_probe
+from x2gofleet_workers.probe import Request
+from x2gofleet_workers.proof import show
 from x2gofleet_workers.ssh import Deadline, SshConnection
 
 _AT_ONCE = 16
@@ -42,26 +43,14 @@ def check_target(target: Target) -> Checked:
 
 
 def _ask(target: Target, connection: SshConnection, deadline: Deadline) -> str:
-    as_root = target.scope == "server" and target.endpoint.user != "root"
-    channel = connection.start_probe(start_command(target.command, as_root=as_root), deadline)
+    channel = start_probe(target, connection, deadline)
     said: list[str] = []
     sections = ("load", "sessions=-", "mounts") if target.scope == "server" else ("sessions=-", "mounts")
     request = Request(target.scope, sections, max(1, int(deadline.left()) - 1))
     for section, answer in channel.ask(request, deadline):
-        mark, stderr = answer.mark, channel.stderr_bytes
-        uid, login = channel.hello.uid, target.endpoint.user
+        proven = judge(target, section, answer.mark, channel)
         if section.kind is Kind.SESSIONS:
             host = section.attributes.get("host") or channel.hello.host
-            proven = prove_sessions(
-                section,
-                scope=target.scope,
-                uid=uid,
-                login=login,
-                host=host,
-                mark=mark,
-                stderr=stderr,
-                hostname=target.hostname,
-            )
             count = len(parse_sessions(proven.stdout)[0])
             backend = section.attributes.get("backend", "unknown")
             polls = "conditional polls" if section.signature != "-" else "a full listing each poll"
@@ -70,10 +59,6 @@ def _ask(target: Target, connection: SshConnection, deadline: Deadline) -> str:
             said.append(f"{show(backend.encode(), 16)}, {polls}")
             if proven.rejected:
                 said.append(f"{len(proven.rejected)} row(s) left out: {proven.rejected[0]}")
-        elif section.kind is Kind.LOAD:
-            prove_load(section, stderr=stderr)
-        else:
-            prove_mounts(section, scope=target.scope, uid=uid, login=login, mark=mark, stderr=stderr)
     return ", ".join(said)
 
 

@@ -83,6 +83,36 @@ class _Held:
     users: tuple[str, ...]
 
 
+def start_probe(target: Target, connection: SshConnection, deadline: Deadline) -> ProbeChannel:
+    """Start a probe with the rights that the target's scope asks for."""
+    as_root = target.scope == "server" and target.endpoint.user != "root"
+    return connection.start_probe(start_command(target.command, as_root=as_root), deadline)
+
+
+def judge(target: Target, section: Section, mark: bytes, channel: ProbeChannel) -> Proven:
+    """Return what may be stored of a section; raises a PollError."""
+    stderr, login = channel.stderr_bytes, target.endpoint.user
+    uid, host = channel.hello.uid, section.attributes.get("host") or channel.hello.host
+    match section.kind:
+        case Kind.SESSIONS:
+            return prove_sessions(
+                section,
+                scope=target.scope,
+                uid=uid,
+                login=login,
+                host=host,
+                mark=mark,
+                stderr=stderr,
+                hostname=target.hostname,
+            )
+        case Kind.LOAD:
+            return prove_load(section, stderr=stderr)
+        case Kind.MOUNTS:
+            return prove_mounts(section, scope=target.scope, uid=uid, login=login, mark=mark, stderr=stderr)
+        case Kind.DESKTOPS:
+            return prove_desktops(section, stderr=stderr)
+
+
 class TargetPoller:
     """Polls one target. Thread-safe: one poll at a time per lane."""
 
@@ -238,8 +268,7 @@ class TargetPoller:
             self.metrics.connected()
         channel = lane.channel
         if channel is None or lane.connection is not connection:
-            as_root = self.target.scope == "server" and self.target.endpoint.user != "root"
-            channel = connection.start_probe(start_command(self.target.command, as_root=as_root), deadline)
+            channel = start_probe(self.target, connection, deadline)
             lane.channel, lane.connection = channel, connection
         return channel
 
@@ -275,30 +304,6 @@ class TargetPoller:
         else:
             delay = min(MAX_OUTAGE_BACKOFF_SECONDS, interval * failures)
         return delay * self._jitter()
-
-    def judge(self, section: Section, mark: bytes, channel: ProbeChannel) -> Proven:
-        """Return what may be stored of a section; raises a PollError."""
-        target, stderr = self.target, channel.stderr_bytes
-        login = target.endpoint.user
-        uid, host = channel.hello.uid, section.attributes.get("host") or channel.hello.host
-        match section.kind:
-            case Kind.SESSIONS:
-                return prove_sessions(
-                    section,
-                    scope=target.scope,
-                    uid=uid,
-                    login=login,
-                    host=host,
-                    mark=mark,
-                    stderr=stderr,
-                    hostname=target.hostname,
-                )
-            case Kind.LOAD:
-                return prove_load(section, stderr=stderr)
-            case Kind.MOUNTS:
-                return prove_mounts(section, scope=target.scope, uid=uid, login=login, mark=mark, stderr=stderr)
-            case Kind.DESKTOPS:
-                return prove_desktops(section, stderr=stderr)
 
 
 class _Lane:
@@ -575,7 +580,7 @@ class _Lane:
         if kind is Kind.SESSIONS:
             poller.counters.full_listings += 1
             poller.metrics.listed()
-        proven = poller.judge(section, mark, channel)
+        proven = judge(poller.target, section, mark, channel)
         self._tell_rejected(name, kind, proven.rejected)
         if proven.rejected:
             poller.metrics.rows_rejected(kind, len(proven.rejected))
