@@ -70,17 +70,22 @@ class OwnValkey:
             return bool(self.client.ping())
         return False
 
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """End the server, as a crash would where no other signal is given; also one that is stopped."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(number)
+            self.process.wait(TIMEOUT_SECONDS)
+            self.process = None
+
     def signal(self, number: int) -> None:
         """Send a signal to the server."""
         assert self.process is not None
         self.process.send_signal(number)
 
-    def kill(self) -> None:
-        """End the server as a crash would."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(TIMEOUT_SECONDS)
-            self.process = None
+    def all_keys(self) -> list[str]:
+        """Return every key, in order."""
+        return sorted(key.decode() for key in self.client.scan_iter(count=500))
 
     def close(self) -> None:
         """End the server and remove its folder."""

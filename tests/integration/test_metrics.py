@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -21,11 +19,10 @@ from pathlib import Path
 import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
-from x2gofleet_workers.embedded import _binary, die_with_parent
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
+from tests.processes import OwnValkey, wait_until
 from x2gofleet.cache import FleetCache
-from x2gofleet.connection import client_from_url
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
@@ -39,57 +36,9 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 Scrape = dict[str, float]
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT_SECONDS) -> float:
-    """Wait for a condition; return how many seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"never came true within {seconds:g} s: {what}"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-class Valkey:
-    """A valkey-server on one unix socket, that can be killed and started again there."""
-
-    def __init__(self) -> None:
-        # Not below the test's own folder: a unix socket's path is at most 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="x2gofleet-test-"))
-        self.url = f"unix://{self.folder}/v.sock"
-        self.client = client_from_url(self.url, connect_timeout_seconds=5, command_timeout_seconds=5)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                *(str(_binary()), "--port", "0", "--unixsocket", f"{self.folder}/v.sock", "--save", ""),
-                *("--dir", str(self.folder), "--logfile", f"{self.folder}/log"),
-            ],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-        wait_until(self.answers, "valkey answers")
-
-    def answers(self) -> bool:
-        with contextlib.suppress(redis.exceptions.RedisError, OSError):
-            return bool(self.client.ping())
-        return False
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(TIMEOUT_SECONDS)
-            self.process = None
-
-    def close(self) -> None:
-        self.kill()
-        self.client.close()
-        shutil.rmtree(self.folder)
-
-
 @pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    server = Valkey()
+def valkey() -> Iterator[OwnValkey]:
+    server = OwnValkey()
     try:
         server.start()
         yield server
@@ -104,7 +53,7 @@ def simulation(tmp_path: Path) -> Iterator[RunningSimulation]:
 
 
 @pytest.fixture
-def cache(valkey: Valkey) -> Iterator[FleetCache]:
+def cache(valkey: OwnValkey) -> Iterator[FleetCache]:
     with FleetCache.from_url(valkey.url) as reader:
         yield reader
 
@@ -210,7 +159,7 @@ Start = Callable[..., WorkerProcess]
 
 
 @pytest.fixture
-def start(simulation: RunningSimulation, valkey: Valkey, tmp_path: Path) -> Iterator[Start]:
+def start(simulation: RunningSimulation, valkey: OwnValkey, tmp_path: Path) -> Iterator[Start]:
     """Starts a worker on all servers; stopped with the test."""
     workers: list[WorkerProcess] = []
 
@@ -409,7 +358,7 @@ def test_targets_that_were_not_tried_yet_make_it_unready(start: Start, simulatio
 # Faults of leases and of Redis
 
 
-def test_a_stolen_lease_is_a_refused_write_and_a_loss(worker: WorkerProcess, valkey: Valkey) -> None:
+def test_a_stolen_lease_is_a_refused_write_and_a_loss(worker: WorkerProcess, valkey: OwnValkey) -> None:
     # One command, so that the worker can't take it again in between.
     valkey.client.hset(Keys().lease("ts01"), mapping={"owner": "thief", "nonce": "stolen"})
     valkey.client.persist(Keys().lease("ts01"))
@@ -421,7 +370,7 @@ def test_a_stolen_lease_is_a_refused_write_and_a_loss(worker: WorkerProcess, val
     assert worker.is_ready()
 
 
-def test_a_flushed_redis_is_absent_lost_and_filled_again(worker: WorkerProcess, valkey: Valkey) -> None:
+def test_a_flushed_redis_is_absent_lost_and_filled_again(worker: WorkerProcess, valkey: OwnValkey) -> None:
     worker.moves(polls("sessions", "confirmed"), "unchanged listings are confirmed", by=SERVERS)
     before = worker.scrape()
     valkey.client.delete(*(Keys().snapshot(f"ts0{number}", Kind.SESSIONS) for number in range(1, SERVERS + 1)))
@@ -436,7 +385,7 @@ def test_a_flushed_redis_is_absent_lost_and_filled_again(worker: WorkerProcess, 
     wait_until(worker.is_ready, "the worker is ready")
 
 
-def test_without_redis_a_worker_is_alive_and_not_ready(worker: WorkerProcess, valkey: Valkey) -> None:
+def test_without_redis_a_worker_is_alive_and_not_ready(worker: WorkerProcess, valkey: OwnValkey) -> None:
     heartbeats = "x2gofleet_redis_seconds_count{operation=heartbeat}"
     valkey.kill()
     wait_until(lambda: worker.get("/ready")[0] == 503, "the worker is not ready", seconds=5)
@@ -459,7 +408,7 @@ def test_without_redis_a_worker_is_alive_and_not_ready(worker: WorkerProcess, va
     assert worker.conditions() == (SERVERS, 0, 0)
 
 
-def test_a_worker_that_begins_without_redis(start: Start, valkey: Valkey) -> None:
+def test_a_worker_that_begins_without_redis(start: Start, valkey: OwnValkey) -> None:
     valkey.kill()
     worker = start()
     assert worker.get("/live") == (200, "ok\n")
@@ -470,7 +419,7 @@ def test_a_worker_that_begins_without_redis(start: Start, valkey: Valkey) -> Non
     assert worker.value("x2gofleet_owned_targets") == SERVERS
 
 
-def test_the_older_of_two_inventories_is_not_ready(start: Start, valkey: Valkey) -> None:
+def test_the_older_of_two_inventories_is_not_ready(start: Start, valkey: OwnValkey) -> None:
     newer = "9999999999999-ffffffff"
     worker = start()
     wait_until(worker.is_ready, "the worker is ready")
@@ -483,7 +432,7 @@ def test_the_older_of_two_inventories_is_not_ready(start: Start, valkey: Valkey)
 # The process
 
 
-def test_the_password_of_redis_is_never_told(start: Start, valkey: Valkey) -> None:
+def test_the_password_of_redis_is_never_told(start: Start, valkey: OwnValkey) -> None:
     worker = start(url=f"unix://:topsecret@{valkey.folder}/v.sock")
     wait_until(lambda: "AUTH" in worker.get("/ready")[1], "Redis refuses the login")
     for path in ("/ready", "/live", "/metrics"):
@@ -503,7 +452,7 @@ def test_scrapes_from_many_sides_at_once(worker: WorkerProcess) -> None:
 
 
 def test_a_port_that_is_taken_ends_the_worker_at_once(
-    worker: WorkerProcess, simulation: RunningSimulation, valkey: Valkey
+    worker: WorkerProcess, simulation: RunningSimulation, valkey: OwnValkey
 ) -> None:
     port = worker.url.rpartition(":")[2]
     done = subprocess.run(
@@ -533,7 +482,7 @@ def test_sigterm_ends_worker_and_endpoint(worker: WorkerProcess, simulation: Run
     assert said.startswith(f"{url}/live does not answer")
 
 
-def test_without_a_port_nothing_listens(simulation: RunningSimulation, valkey: Valkey, cache: FleetCache) -> None:
+def test_without_a_port_nothing_listens(simulation: RunningSimulation, valkey: OwnValkey, cache: FleetCache) -> None:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "x2gofleet_workers", "run", "--inventory", str(simulation.inventory)),

@@ -5,26 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 import signal
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import redis
 from x2gofleet_workers import worker as worker_module
-from x2gofleet_workers.embedded import _binary, die_with_parent
 from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.polling import TargetPoller
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
+from tests.processes import OwnValkey, wait_until
 from x2gofleet.cache import FleetCache
-from x2gofleet.connection import client_from_url
 from x2gofleet.errors import (
     AuthenticationFailed,
     CacheUnavailable,
@@ -42,61 +37,9 @@ TICK_SECONDS = 1.0
 SERVERS = 3
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT_SECONDS) -> float:
-    """Wait for a condition; return how many seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"never came true within {seconds:g} s: {what}"
-        time.sleep(0.01)
-    return time.monotonic() - began
-
-
-class Valkey:
-    """A valkey-server on one unix socket, that can be stopped and started again there."""
-
-    def __init__(self) -> None:
-        # Not below the test's own folder: a unix socket's path is at most 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="x2gofleet-test-"))
-        self.url = f"unix://{self.folder}/v.sock"
-        self.process: subprocess.Popen[bytes] | None = None
-        self.client = client_from_url(self.url, connect_timeout_seconds=5, command_timeout_seconds=5)
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                *(str(_binary()), "--port", "0", "--unixsocket", f"{self.folder}/v.sock", "--save", ""),
-                *("--dir", str(self.folder), "--logfile", f"{self.folder}/log"),
-            ],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-        wait_until(self.answers, "valkey answers")
-
-    def answers(self) -> bool:
-        with contextlib.suppress(redis.exceptions.RedisError, OSError):
-            return bool(self.client.ping())
-        return False
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.send_signal(number)
-            self.process.wait(TIMEOUT_SECONDS)
-            self.process = None
-
-    def close(self) -> None:
-        self.kill()
-        self.client.close()
-        shutil.rmtree(self.folder)
-
-    def all_keys(self) -> list[str]:
-        return sorted(key.decode() for key in self.client.scan_iter(count=500))
-
-
 @pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    server = Valkey()
+def valkey() -> Iterator[OwnValkey]:
+    server = OwnValkey()
     try:
         yield server
     finally:
@@ -104,7 +47,7 @@ def valkey() -> Iterator[Valkey]:
 
 
 @pytest.fixture
-def running(valkey: Valkey) -> Valkey:
+def running(valkey: OwnValkey) -> OwnValkey:
     valkey.start()
     return valkey
 
@@ -119,7 +62,7 @@ Start = Callable[..., Worker]
 
 
 @pytest.fixture
-def start(simulation: RunningSimulation, valkey: Valkey, tmp_path: Path) -> Iterator[Start]:
+def start(simulation: RunningSimulation, valkey: OwnValkey, tmp_path: Path) -> Iterator[Start]:
     """Starts workers; ``intervals`` are those of fleet.toml in seconds. Stopped with the test."""
     workers: list[Worker] = []
 
@@ -139,7 +82,7 @@ def start(simulation: RunningSimulation, valkey: Valkey, tmp_path: Path) -> Iter
 
 
 @pytest.fixture
-def cache(valkey: Valkey) -> Iterator[FleetCache]:
+def cache(valkey: OwnValkey) -> Iterator[FleetCache]:
     with FleetCache(valkey.client) as reader:
         yield reader
 
@@ -168,7 +111,7 @@ def simulated(simulation: RunningSimulation) -> dict[str, str]:
     }
 
 
-def polled_at(valkey: Valkey, target: str, kind: Kind = Kind.SESSIONS) -> int:
+def polled_at(valkey: OwnValkey, target: str, kind: Kind = Kind.SESSIONS) -> int:
     return int(valkey.client.hget(Keys().snapshot(target, kind), "polled_at") or 0)
 
 
@@ -176,7 +119,7 @@ def polled_at(valkey: Valkey, target: str, kind: Kind = Kind.SESSIONS) -> int:
 
 
 def test_the_first_fill_is_all_that_the_servers_have(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -190,7 +133,7 @@ def test_the_first_fill_is_all_that_the_servers_have(
 
 
 def test_every_change_of_a_session_is_seen(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -209,7 +152,7 @@ def test_every_change_of_a_session_is_seen(
 
 
 def test_unchanged_sessions_are_confirmed_and_stay_fresh(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     worker = start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -226,7 +169,7 @@ def test_unchanged_sessions_are_confirmed_and_stay_fresh(
 
 
 def test_once_a_minute_the_listing_is_made_anew(
-    running: Valkey, simulation: RunningSimulation, start: Start, monkeypatch: pytest.MonkeyPatch
+    running: OwnValkey, simulation: RunningSimulation, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("x2gofleet_workers.polling.RELIST_SECONDS", 0.7)
     worker = start()
@@ -235,7 +178,7 @@ def test_once_a_minute_the_listing_is_made_anew(
 
 
 def test_a_refresh_lists_in_full_and_asks_users_for_their_desktops(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     worker = start(sessions=60, load=60, mounts=60)
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -256,7 +199,7 @@ def test_a_refresh_lists_in_full_and_asks_users_for_their_desktops(
 
 
 def test_a_delete_drops_everything_and_the_next_poll_fills_it_again(
-    running: Valkey, start: Start, cache: FleetCache
+    running: OwnValkey, start: Start, cache: FleetCache
 ) -> None:
     start(sessions=60, load=60, mounts=60)
     wait_until(lambda: cache.is_cached("all", cache_type="mounts"), "it is filled")
@@ -270,7 +213,7 @@ def test_a_delete_drops_everything_and_the_next_poll_fills_it_again(
 
 
 def test_a_request_with_a_name_that_is_none_is_answered_and_reaches_no_server(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     start(sessions=60, load=60, mounts=60)
     wait_until(lambda: cache.is_cached("all", cache_type="mounts"), "it is filled")
@@ -295,7 +238,7 @@ def test_a_request_with_a_name_that_is_none_is_answered_and_reaches_no_server(
 
 
 def test_a_server_that_is_down_fails_alone_and_comes_back(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -313,7 +256,7 @@ def test_a_server_that_is_down_fails_alone_and_comes_back(
 
 
 def test_an_answer_as_another_user_is_never_stored(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -326,7 +269,7 @@ def test_an_answer_as_another_user_is_never_stored(
 
 
 def test_faults_on_a_standing_connection_are_backed_off_from(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     worker = start(sessions=0.1, load=0.1)
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -341,7 +284,7 @@ def test_faults_on_a_standing_connection_are_backed_off_from(
 
 
 def test_rows_that_are_left_out_are_told_once(
-    running: Valkey, simulation: RunningSimulation, start: Start, caplog: pytest.LogCaptureFixture
+    running: OwnValkey, simulation: RunningSimulation, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "x2gofleet_workers")
     server = simulation.server("ts01")
@@ -354,7 +297,7 @@ def test_rows_that_are_left_out_are_told_once(
 
 
 def test_nothing_that_is_logged_or_recorded_holds_a_cookie(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache, caplog: pytest.LogCaptureFixture
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     start(sessions=0.1)
@@ -380,7 +323,7 @@ def ours() -> list[str]:
 
 
 def test_a_stop_lets_go_of_everything(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     worker = start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -401,7 +344,7 @@ def test_a_stop_lets_go_of_everything(
 
 @pytest.mark.parametrize("fault", ["hang", "tarpit", "slow=60"])
 def test_a_stop_cuts_what_hangs(
-    fault: str, running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    fault: str, running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     if fault == "tarpit":
         simulation.server("ts01").set_fault(fault)
@@ -420,12 +363,14 @@ def test_a_stop_cuts_what_hangs(
     assert time.monotonic() - began < 3.0
 
 
-def owners(valkey: Valkey) -> dict[str, str]:
+def owners(valkey: OwnValkey) -> dict[str, str]:
     found = {name: valkey.client.hget(Keys().lease(name), "owner") for name in ("ts01", "ts02", "ts03")}
     return {name: owner.decode() for name, owner in found.items() if owner}
 
 
-def test_two_workers_share_and_one_takes_over_within_a_tick(running: Valkey, start: Start, cache: FleetCache) -> None:
+def test_two_workers_share_and_one_takes_over_within_a_tick(
+    running: OwnValkey, start: Start, cache: FleetCache
+) -> None:
     first = start("w1")
     wait_until(lambda: list(owners(running).values()) == ["w1"] * SERVERS, "the first has all")
     second = start("w2")
@@ -443,7 +388,7 @@ def test_two_workers_share_and_one_takes_over_within_a_tick(running: Valkey, sta
 
 
 def test_a_lease_that_another_took_means_no_more_writes(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     worker = start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -467,7 +412,7 @@ def test_a_lease_that_another_took_means_no_more_writes(
 
 
 def test_after_flushall_the_same_tick_lists_in_full(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     interval = 0.5
     worker = start(sessions=interval)
@@ -487,7 +432,7 @@ def test_after_flushall_the_same_tick_lists_in_full(
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_redis_restarts_empty_and_polls_go_on(
     how: str,
-    running: Valkey,
+    running: OwnValkey,
     simulation: RunningSimulation,
     start: Start,
     cache: FleetCache,
@@ -505,7 +450,7 @@ def test_redis_restarts_empty_and_polls_go_on(
 
 
 def test_redis_that_hangs_and_wakes(
-    running: Valkey, simulation: RunningSimulation, start: Start, cache: FleetCache
+    running: OwnValkey, simulation: RunningSimulation, start: Start, cache: FleetCache
 ) -> None:
     start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -520,7 +465,7 @@ def test_redis_that_hangs_and_wakes(
 
 
 def test_redis_that_hangs_does_not_keep_a_worker_from_stopping(
-    running: Valkey, start: Start, cache: FleetCache
+    running: OwnValkey, start: Start, cache: FleetCache
 ) -> None:
     worker = start()
     wait_until(lambda: is_filled(cache), "sessions are cached")
@@ -535,7 +480,7 @@ def test_redis_that_hangs_does_not_keep_a_worker_from_stopping(
 
 
 def test_without_redis_it_says_so_keeps_trying_and_fills_when_it_comes(
-    valkey: Valkey, start: Start, cache: FleetCache, caplog: pytest.LogCaptureFixture
+    valkey: OwnValkey, start: Start, cache: FleetCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     start()
     wait_until(lambda: "can't be used" in caplog.text and "--embedded" in caplog.text, "the ways out are told")
@@ -548,7 +493,7 @@ def test_without_redis_it_says_so_keeps_trying_and_fills_when_it_comes(
 
 
 def test_a_damaged_inventory_in_redis_is_replaced(
-    running: Valkey, start: Start, cache: FleetCache, monkeypatch: pytest.MonkeyPatch
+    running: OwnValkey, start: Start, cache: FleetCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "PUBLISH_SECONDS", 0.1)
     start()
@@ -562,7 +507,7 @@ def test_a_damaged_inventory_in_redis_is_replaced(
 
 
 @pytest.mark.parametrize("name", ["a b", "x\n", "a:b", "", "{w}", "w" * 81, "\u00e4"])
-def test_worker_ids_are_checked(name: str, simulation: RunningSimulation, valkey: Valkey) -> None:
+def test_worker_ids_are_checked(name: str, simulation: RunningSimulation, valkey: OwnValkey) -> None:
     fleet = load_inventory(simulation.inventory)
     settings = WorkerSettings(valkey.url, worker_id=name)
     if not name:
@@ -573,7 +518,7 @@ def test_worker_ids_are_checked(name: str, simulation: RunningSimulation, valkey
 
 
 def test_faults_of_the_set_up_back_off_slower_and_both_have_a_limit(
-    running: Valkey, simulation: RunningSimulation
+    running: OwnValkey, simulation: RunningSimulation
 ) -> None:
     target = load_inventory(simulation.inventory).targets["ts01"]
     poller = TargetPoller(target, None, None, jitter=lambda: 1.0)  # type: ignore[arg-type]
@@ -586,7 +531,7 @@ def test_faults_of_the_set_up_back_off_slower_and_both_have_a_limit(
     assert delays(ListingFailed("x")) == [2.0, 4.0, 6.0, 8.0, 20.0, 30.0]
 
 
-def test_a_fleet_of_one_server(running: Valkey, cache: FleetCache, tmp_path: Path) -> None:
+def test_a_fleet_of_one_server(running: OwnValkey, cache: FleetCache, tmp_path: Path) -> None:
     with running_simulation(1, 2, directory=tmp_path / "one") as one:
         worker = Worker(load_inventory(one.inventory), WorkerSettings(running.url))
         worker.start()
