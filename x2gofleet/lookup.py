@@ -119,7 +119,7 @@ def _number(value: bytes | None) -> int | None:
 
 
 def is_down(state: Sequence[bytes | None]) -> bool:
-    """Whether the newest poll failed; ``state`` is what ``down_fields`` asked for."""
+    """Whether the newest poll failed; ``state`` is what ``down_command`` asked for."""
     return any(failed is not None and int(failed) > int(good or 0) for good, failed in (state[0:2], state[2:4]))
 
 
@@ -167,7 +167,7 @@ class Lookups:
                 return known
         return (yield from self._read_fleet())
 
-    def _with_fleet(
+    def with_fleet(
         self, build: Callable[[PublishedFleet], list[Command]]
     ) -> Query[tuple[PublishedFleet, list[Any]] | None]:
         """Send what ``build`` makes of the inventory; again where the inventory proves to have changed."""
@@ -201,9 +201,10 @@ class Lookups:
         """Drop a registration."""
         yield [("DEL", self.keys.uuid(session_uuid))]
 
-    def _profile_targets(
+    def profile_targets(
         self, fleet: PublishedFleet, profile_name: str, kind: Kind, username: str | None
     ) -> list[PublishedTarget] | None:
+        """Return the targets of a profile to ask; None where there is no such profile, or the question doesn't fit."""
         ids = fleet.profiles.get(profile_name)
         return None if ids is None else self._targets(fleet, ids, kind, username)
 
@@ -226,7 +227,8 @@ class Lookups:
             found.append(target)
         return found
 
-    def _down_command(self, target: PublishedTarget, kind: Kind) -> Command:
+    def down_command(self, target: PublishedTarget, kind: Kind) -> Command:
+        """Return the command whose reply ``is_down`` judges."""
         state = target.server if target.scope == "server" else target.id
         # One user's desktops tell nothing of the server that they were asked of as its administrator.
         own = Kind.SESSIONS if kind is Kind.DESKTOPS and target.scope == "server" else kind
@@ -241,14 +243,14 @@ class Lookups:
                 self._plan(
                     ("cached", profile_name, kind, username),
                     fleet,
-                    lambda kind=kind: self._profile_targets(fleet, profile_name, kind, username),  # type: ignore[misc]
+                    lambda kind=kind: self.profile_targets(fleet, profile_name, kind, username),  # type: ignore[misc]
                     lambda target, kind=kind: ("EXISTS", self.keys.snapshot(target.id, kind)),  # type: ignore[misc]
                     kind,
                 )
                 for kind in kinds
             ]
 
-        answer = yield from self._with_fleet(lambda fleet: [c for plan in plans(fleet) for c in plan.commands])
+        answer = yield from self.with_fleet(lambda fleet: [c for plan in plans(fleet) for c in plan.commands])
         if answer is None:
             return False
         fleet, replies = answer
@@ -263,7 +265,7 @@ class Lookups:
         """Ask for one kind of a whole profile: one round trip."""
         return self._view(
             ("profile", profile_name, kind, username),
-            lambda fleet: self._profile_targets(fleet, profile_name, kind, username),
+            lambda fleet: self.profile_targets(fleet, profile_name, kind, username),
             kind,
         )
 
@@ -297,7 +299,7 @@ class Lookups:
         if known is not None and known.fleet is fleet:
             return known
         targets = choose() or []
-        commands = [command for target in targets for command in (ask(target), self._down_command(target, kind))]
+        commands = [command for target in targets for command in (ask(target), self.down_command(target, kind))]
         if len(self._plans) >= _PLANS_KEPT:
             self._plans.clear()
         made = self._plans[question] = _Plan(fleet, targets, commands)
@@ -318,7 +320,7 @@ class Lookups:
                 kind,
             )
 
-        answer = yield from self._with_fleet(lambda fleet: [("TIME",), *plan(fleet).commands])
+        answer = yield from self.with_fleet(lambda fleet: [("TIME",), *plan(fleet).commands])
         if answer is None:
             return NOTHING
         fleet, replies = answer
@@ -345,7 +347,7 @@ class Lookups:
             found: list[tuple[str, Kind]] = []
             for kind in kinds:
                 if profile_name is not None:
-                    targets = self._profile_targets(fleet, profile_name, kind, username) or []
+                    targets = self.profile_targets(fleet, profile_name, kind, username) or []
                 else:
                     ids = [
                         t.id
@@ -357,7 +359,7 @@ class Lookups:
             # A user's desktops have one key, whether the server or the user's own target is asked for them.
             return list(dict.fromkeys(found))
 
-        answer = yield from self._with_fleet(
+        answer = yield from self.with_fleet(
             lambda fleet: [("TIME",), *(("HGETALL", self.keys.snapshot(*item)) for item in wanted(fleet))]
         )
         if answer is None:
@@ -382,7 +384,7 @@ class Lookups:
                 commands.extend(("HGET", self.keys.snapshot(target.id, kind), "polled_at") for kind in kinds)
             return commands
 
-        answer = yield from self._with_fleet(build)
+        answer = yield from self.with_fleet(build)
         if answer is None:
             return ()
         fleet, replies = answer
@@ -406,7 +408,7 @@ class Lookups:
         def targets(fleet: PublishedFleet) -> list[str]:
             return [t.id for t in fleet.targets.values() if server is None or t.server == server]
 
-        answer = yield from self._with_fleet(
+        answer = yield from self.with_fleet(
             lambda fleet: [
                 (
                     "XRANGE",
