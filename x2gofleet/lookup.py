@@ -108,7 +108,7 @@ def time_ms(reply: Any) -> int:
     return int(seconds) * 1000 + int(micros) // 1000
 
 
-def _fields(reply: Any) -> dict[bytes, bytes]:
+def fields_of(reply: Any) -> dict[bytes, bytes]:
     """Decode a reply of HGETALL: names and values in turn."""
     items = iter(reply)
     return dict(zip(items, items, strict=True))
@@ -331,7 +331,7 @@ class Lookups:
         snapshots, missing, unknown = [], [], []
         for target, found, state in zip(targets, replies[1::2], replies[2::2], strict=True):
             if found:
-                snapshots.append(Snapshot.from_hash(target.id, kind, _fields(found), now_ms=now_ms))
+                snapshots.append(Snapshot.from_hash(target.id, kind, fields_of(found), now_ms=now_ms))
             else:
                 missing.append(target.server)
                 if not is_down(state):
@@ -367,7 +367,7 @@ class Lookups:
         fleet, replies = answer
         now_ms = time_ms(replies[0])
         return tuple(
-            Snapshot.from_hash(target, kind, _fields(reply), now_ms=now_ms)
+            Snapshot.from_hash(target, kind, fields_of(reply), now_ms=now_ms)
             for (target, kind), reply in zip(wanted(fleet), replies[1:], strict=True)
             if reply
         )
@@ -398,7 +398,7 @@ class Lookups:
                 for kind, value in zip(kinds, polled, strict=True)
                 if value is not None
             }
-            statuses[target.server].append(_target_status(target, _fields(state), owner, ages))
+            statuses[target.server].append(_target_status(target, fields_of(state), owner, ages))
         return tuple(_server_status(fleet, name, targets, now_ms) for name, targets in statuses.items() if targets)
 
     def events(self, since: str | None, server: str | None, limit: int) -> Query[Events]:
@@ -509,7 +509,7 @@ class Lookups:
         replies = yield [("TIME",), *(("HGETALL", self.keys.snapshot(*item)) for item in stored)]
         now_ms = time_ms(replies[0])
         snapshots = tuple(
-            Snapshot.from_hash(name, kind, _fields(reply), now_ms=now_ms)
+            Snapshot.from_hash(name, kind, fields_of(reply), now_ms=now_ms)
             for (name, kind), reply in zip(stored, replies[1:], strict=True)
             if reply
         )
