@@ -94,6 +94,7 @@ class FleetBuilder:
         hostnames: Mapping[str, str] | None = None,
         labels: Mapping[str, Sequence[str]] | None = None,
         drained: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
         version: str = "",
     ) -> PublishedFleet:
         """Publish profiles of target ids (``ts01``, or ``alice@ts01`` in user scope), and all that follows of them."""
@@ -103,7 +104,7 @@ class FleetBuilder:
                 name,
                 (hostnames or {}).get(name, name),
                 tuple((labels or {}).get(name, ())),
-                1.0,
+                (weights or {}).get(name, 1.0),
                 name in drained,
             )
             for name in dict.fromkeys(target.server for target in targets.values())

@@ -5,6 +5,7 @@ FleetError
 ├── SchemaMismatch          a snapshot was written by a newer x2gofleet
 ├── SnapshotCorrupt         a stored hash is not a snapshot of this schema
 ├── UnknownProfile          the published inventory has no profile of that name
+├── NoServerAvailable       every server of a profile is down or drained
 ├── RefreshFailed           update() could not get a new snapshot of every server
 ├── InventoryError          fleet.toml (or an import) can't be used: file, line, key, reason, mend
 └── PollError               one poll of one target failed; nothing of it is stored
@@ -61,6 +62,15 @@ class UnknownProfile(FleetError, LookupError):
         self.known = known
         listed = ", ".join(known) if known else "none: no worker has published an inventory yet"
         super().__init__(f"unknown profile {profile_name!r}; known profiles: {listed}")
+
+
+class NoServerAvailable(FleetError):
+    """No server of a profile can take a login; ``reasons`` maps server ids to ``down`` or ``drained``."""
+
+    def __init__(self, profile_name: str, reasons: dict[str, str]) -> None:
+        self.profile_name, self.reasons = profile_name, dict(reasons)
+        detail = ", ".join(f"{server} is {reason}" for server, reason in sorted(self.reasons.items()))
+        super().__init__(f"no server of profile {profile_name!r} can take a login: {detail}")
 
 
 class RefreshFailed(FleetError):

@@ -105,3 +105,10 @@ class Keys:
     def refresh_answers(self, request_id: str) -> str:
         """List of JSON answers to one request."""
         return f"{self.namespace}:refresh:answer:{request_id}"
+
+    def reserved(self, server: str) -> str:
+        """Sorted set of the users who are being placed on a server, scored by when each reservation expires (ms).
+
+        The braces put all servers' reservations into one slot: one script chooses among them.
+        """
+        return f"{self.namespace}:reserved:{{servers}}:{server}"
