@@ -9,6 +9,7 @@ from x2gofleet.cache import FleetCache
 from x2gofleet.errors import (
     CacheUnavailable,
     FleetError,
+    NoServerAvailable,
     RefreshFailed,
     SchemaMismatch,
     SnapshotCorrupt,
@@ -18,16 +19,20 @@ from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.lookup import ServerStatus, TargetStatus
 from x2gofleet.model import SessionList
+from x2gofleet.placement import Candidate, Placement
 from x2gofleet.rows import Mount, RejectedRow, SessionInfo
 from x2gofleet.snapshot import Snapshot
 
 __all__ = [
     "CacheUnavailable",
+    "Candidate",
     "FleetCache",
     "FleetError",
     "Kind",
     "LoadReport",
     "Mount",
+    "NoServerAvailable",
+    "Placement",
     "RefreshFailed",
     "RejectedRow",
     "SchemaMismatch",

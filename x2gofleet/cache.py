@@ -17,6 +17,7 @@ from x2gofleet.load import LoadReport
 from x2gofleet.lookup import Command, Lookups, Query, ServerStatus, T, View
 from x2gofleet.model import SessionList
 from x2gofleet.parsing import parse_sessions
+from x2gofleet.placement import RESERVATION_SECONDS, Placement, Placements
 from x2gofleet.rows import RejectedRow, SessionInfo
 from x2gofleet.snapshot import Snapshot
 
@@ -37,6 +38,7 @@ class FleetCache:
         """Use ``client``; ``from_url`` builds one with bounded timeouts."""
         self._client = client
         self._lookups = Lookups(Keys(namespace))
+        self._placements = Placements(self._lookups)
         self._breaker = Breaker()
 
     @classmethod
@@ -314,6 +316,36 @@ class FleetCache:
     def forget_session(self, session_uuid: str) -> None:
         """Forget a registered session; an unknown one is no error."""
         self._run(self._lookups.forget(session_uuid))
+
+    def place(
+        self, profile_name: str, username: str, *, reserve_seconds: float = RESERVATION_SECONDS
+    ) -> Placement | None:
+        """Return the server of a profile that a login should get, None where that can't be known: not cached.
+
+        A session of the user comes first: suspended before running, of these the newest. Else, of the servers that are
+        neither down nor drained, the one with the fewest sessions and reservations for its weight; one with less than a
+        quarter of the usual load factor counts as fuller. A place there is reserved for ``reserve_seconds`` (0: none),
+        at most until the session is listed; a user has one reservation. Needs the right to write reservations.
+
+        Raises NoServerAvailable where every server is down or drained, CacheUnavailable, SchemaMismatch,
+        SnapshotCorrupt, and ValueError for what is no user name or no duration.
+        """
+        return self._run(self._placements.place(profile_name, username, reserve_seconds=reserve_seconds))
+
+    def reservations(self, profile_name: str) -> dict[str, int] | None:
+        """Return how many logins are being placed on each server of a profile, by server id; None where unknown."""
+        return self._run(self._placements.reservations(profile_name))
+
+    def reserve(self, server: str, username: str, *, seconds: float = RESERVATION_SECONDS) -> int:
+        """Reserve a place on a server that was chosen by other means; return when it expires, in ms of Redis.
+
+        Raises ValueError for what is no server id, user name or duration, CacheUnavailable.
+        """
+        return self._run(self._placements.reserve(server, username, seconds=seconds))
+
+    def release(self, server: str, username: str) -> bool:
+        """Give a reserved place back; False where there was none."""
+        return self._run(self._placements.release(server, username))
 
     def close(self) -> None:
         """Close the connections to Redis."""

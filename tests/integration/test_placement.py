@@ -31,7 +31,7 @@ def four(fleet: FleetBuilder) -> FleetBuilder:
 def idle(fleet: FleetBuilder, **more: Any) -> FleetBuilder:
     fleet.publish({"mate": SERVERS}, **more)
     for server in SERVERS:
-        fleet.listing(server, Kind.SESSIONS, b"")
+        fleet.listing(server, Kind.SESSIONS, b"", age_seconds=1)
         fleet.listing(server, Kind.LOAD, LOAD)
     return fleet
 
@@ -112,7 +112,12 @@ def starting(username: str) -> bytes:
 
 @pytest.mark.parametrize(
     "line",
-    [row("alice", 50, "F"), row("alice", 50, "T"), starting("alice"), row("alice", name="alice-50-1763800000_stS1XSHAD")],
+    [
+        row("alice", 50, "F"),
+        row("alice", 50, "T"),
+        starting("alice"),
+        row("alice", name="alice-50-1763800000_stS1XSHAD"),
+    ],
     ids=["finished", "to be terminated", "starting", "shadow"],
 )
 def test_what_can_not_be_gone_on_with_is_no_session_to_resume(
@@ -135,7 +140,7 @@ def test_a_drained_server_gets_no_new_session_and_keeps_its_old_ones(cache: Flee
 def test_a_server_that_is_down_is_never_chosen_even_while_its_snapshot_lasts(
     cache: FleetCache, four: FleetBuilder
 ) -> None:
-    four.listing("ts01", Kind.SESSIONS, row("alice", 70, "S"))
+    four.listing("ts01", Kind.SESSIONS, row("alice", 70, "S"), age_seconds=0.5)
     four.failure("ts01")
     placement = cache.place("mate", "alice")
     assert placement is not None
@@ -148,7 +153,7 @@ def test_none_left_is_an_error_that_says_why(cache: FleetCache, fleet: FleetBuil
     idle(fleet, drained=["ts01", "ts02"])
     fleet.failure("ts03")
     fleet.failure("ts04")
-    with pytest.raises(NoServerAvailable, match="ts01 is drained.*ts03 is down") as caught:
+    with pytest.raises(NoServerAvailable, match=r"ts01 is drained.*ts03 is down") as caught:
         cache.place("mate", "alice")
     assert caught.value.reasons == {"ts01": "drained", "ts02": "drained", "ts03": "down", "ts04": "down"}
 
@@ -213,7 +218,7 @@ def test_a_server_with_little_left_to_give_gets_fewer(cache: FleetCache, four: F
     ],
 )
 def test_nonsense_is_refused(cache: FleetCache, four: FleetBuilder, question: Any) -> None:
-    with pytest.raises(ValueError, match="is no|lasts from"):
+    with pytest.raises(ValueError, match=r"is no|lasts from"):
         question(cache)
 
 
