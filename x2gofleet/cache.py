@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-import re
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import redis
 
 from x2gofleet.connection import Breaker, client_from_url, exchange, unavailable
-from x2gofleet.errors import RefreshFailed, UnknownProfile
 from x2gofleet.events import Events
-from x2gofleet.keys import DEFAULT_NAMESPACE, Keys, is_server_id
+from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
-from x2gofleet.lookup import Command, Lookups, Query, ServerStatus, T, View
+from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
 from x2gofleet.model import SessionList
-from x2gofleet.parsing import parse_sessions
-from x2gofleet.placement import RESERVATION_SECONDS, Placement, Placements
-from x2gofleet.rows import RejectedRow, SessionInfo
+from x2gofleet.placement import RESERVATION_SECONDS, Placement
+from x2gofleet.questions import LOOKUP_SECONDS, Questions
 from x2gofleet.snapshot import Snapshot
 
-_AFTER_USER = re.compile(r"\d+-\d+_st")
 _UNANSWERED = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
+
+
+class Guard:
+    """Stands around each exchange with Redis: refuses it while the breaker is open, and turns its error into ours.
+
+    Holds no state of one exchange, so that many may be under way.
+    """
+
+    __slots__ = ("_breaker",)
+
+    def __init__(self) -> None:
+        self._breaker = Breaker()
+
+    def __enter__(self) -> None:
+        self._breaker.check()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if value is None:
+            self._breaker.succeeded()
+        elif isinstance(value, _UNANSWERED):
+            failure = unavailable(value, "asking Redis")
+            self._breaker.failed(str(failure))
+            raise failure from value
+        elif isinstance(value, redis.exceptions.RedisError):
+            self._breaker.succeeded()
+            raise unavailable(value, "asking Redis") from value
 
 
 class FleetCache:
@@ -37,9 +61,8 @@ class FleetCache:
     def __init__(self, client: redis.Redis, *, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Use ``client``; ``from_url`` builds one with bounded timeouts."""
         self._client = client
-        self._lookups = Lookups(Keys(namespace))
-        self._placements = Placements(self._lookups)
-        self._breaker = Breaker()
+        self._questions = Questions(Lookups(Keys(namespace)))
+        self._guard = Guard()
 
     @classmethod
     def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE) -> Self:
@@ -49,52 +72,20 @@ class FleetCache:
         """
         return cls(client_from_url(url), namespace=namespace)
 
-    def _ask(self, commands: list[Command]) -> list[Any]:
-        self._breaker.check()
-        try:
-            replies = exchange(self._client, commands)
-        except _UNANSWERED as exc:
-            failure = unavailable(exc, "asking Redis")
-            self._breaker.failed(str(failure))
-            raise failure from exc
-        except redis.exceptions.RedisError as exc:
-            self._breaker.succeeded()
-            raise unavailable(exc, "asking Redis") from exc
-        self._breaker.succeeded()
-        return replies
-
-    def _run(self, query: Query[T]) -> T:
+    def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
+        """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""
         try:
             commands = next(query)
             while True:
-                commands = query.send(self._ask(commands) if commands else [])
+                if commands:
+                    with self._guard:
+                        replies = exchange(self._client, commands)
+                else:
+                    replies = []
+                commands = query.send(replies)
         except StopIteration as stop:
             result: T = stop.value
             return result
-
-    def _resolve(
-        self, session_uuid: str | None, profile_name: str | None, username: str | None
-    ) -> tuple[str, str | None] | None:
-        if profile_name is not None:
-            return profile_name, username
-        if session_uuid is None:
-            raise ValueError("say what is asked for: session_uuid or profile_name=")
-        registered = self._run(self._lookups.registration(session_uuid))
-        if registered is None:
-            return None
-        profile, registered_user = registered
-        return profile, registered_user if username is None else username
-
-    def _view(
-        self, kind: Kind, session_uuid: str | None, profile_name: str | None, username: str | None
-    ) -> tuple[View, str | None] | None:
-        """Return the cached View and the user it is for; None where that is not cached."""
-        resolved = self._resolve(session_uuid, profile_name, username)
-        if resolved is None:
-            return None
-        profile, user = resolved
-        view = self._run(self._lookups.view(profile, kind, user))
-        return (view, user) if view.cached else None
 
     def is_cached(
         self,
@@ -109,11 +100,7 @@ class FleetCache:
         Raises ValueError for an unknown ``cache_type``, CacheUnavailable when Redis can't be asked. An unknown
         profile or session UUID is not cached.
         """
-        kinds = tuple(Kind) if cache_type is None else (Kind.parse(cache_type),)
-        resolved = self._resolve(session_uuid, profile_name, username)
-        if resolved is None:
-            return False
-        return self._run(self._lookups.cached(resolved[0], kinds, resolved[1]))
+        return self._run(self._questions.is_cached(profile_name, session_uuid, cache_type, username=username))
 
     def list_sessions(
         self,
@@ -128,13 +115,11 @@ class FleetCache:
         the servers that are down and have no snapshot left, ``oldest_age`` is in seconds.
         Raises CacheUnavailable, SchemaMismatch and SnapshotCorrupt.
         """
-        found = self._view(Kind.SESSIONS, session_uuid, profile_name, username)
-        return None if found is None else _sessions(*found)
+        return self._run(self._questions.list_sessions(session_uuid, profile_name=profile_name, username=username))
 
     def find_sessions(self, *, username: str) -> SessionList | None:
         """Return the unfinished sessions of one user on every server of the fleet, None where not cached."""
-        view = self._run(self._lookups.fleet_view(Kind.SESSIONS, username))
-        return _sessions(view, username) if view.cached else None
+        return self._run(self._questions.find_sessions(username=username))
 
     def list_desktops(
         self,
@@ -148,10 +133,7 @@ class FleetCache:
         Where servers are polled as their administrator a desktop list belongs to one user: without ``username`` it is
         not cached.
         """
-        found = self._view(Kind.DESKTOPS, session_uuid, profile_name, username)
-        if found is None:
-            return None
-        return [desktop for snapshot in found[0].snapshots for desktop in snapshot.desktops()]
+        return self._run(self._questions.list_desktops(session_uuid, profile_name=profile_name, username=username))
 
     def list_mounts(
         self,
@@ -161,23 +143,11 @@ class FleetCache:
         username: str | None = None,
     ) -> list[str] | None:
         """Return the mounted client folders, ``client|path`` each, or None where not cached."""
-        found = self._view(Kind.MOUNTS, session_uuid, profile_name, username)
-        if found is None:
-            return None
-        view, user = found
-        return [
-            mount.listed
-            for snapshot in view.snapshots
-            for mount in snapshot.mounts()
-            if user is None or belongs_to(mount.session_name, user)
-        ]
+        return self._run(self._questions.list_mounts(session_uuid, profile_name=profile_name, username=username))
 
     def load(self, profile_name: str) -> dict[str, LoadReport] | None:
         """Return the load of a profile's servers by server id, or None where not cached."""
-        view = self._run(self._lookups.view(profile_name, Kind.LOAD, None))
-        if not view.cached:
-            return None
-        return {snapshot.server: snapshot.load() for snapshot in view.snapshots}
+        return self._run(self._questions.load(profile_name))
 
     def snapshots(
         self,
@@ -191,13 +161,8 @@ class FleetCache:
 
         Exactly one of ``profile_name`` and ``server`` is given; an unknown one has no snapshots.
         """
-        if (profile_name is None) == (server is None):
-            raise ValueError("give one of profile_name= and server=")
-        if server is not None and not is_server_id(server):
-            raise ValueError(f"{server!r} is no server id")
-        kinds = tuple(Kind) if kind is None else (Kind.parse(kind),)
         return self._run(
-            self._lookups.snapshots(profile_name=profile_name, server=server, kinds=kinds, username=username)
+            self._questions.snapshots(profile_name=profile_name, server=server, kind=kind, username=username)
         )
 
     def view(self, kind: str | Kind, *, profile_name: str | None = None, username: str | None = None) -> View:
@@ -205,14 +170,11 @@ class FleetCache:
 
         For people who look: brokers ask ``list_sessions`` and the like, which never give a part for the whole.
         """
-        kind = Kind.parse(kind)
-        if profile_name is None:
-            return self._run(self._lookups.fleet_view(kind, username))
-        return self._run(self._lookups.view(profile_name, kind, username))
+        return self._run(self._questions.view(kind, profile_name=profile_name, username=username))
 
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return what is known of every server: up or down and since when, ages, owner, last error, drained."""
-        return self._run(self._lookups.servers())
+        return self._run(self._questions.servers())
 
     def events(self, *, since: str | None = None, server: str | None = None, limit: int = 1000) -> Events:
         """Return what changed after ``since``, the cursor of an earlier call; all that is kept where it is None.
@@ -220,14 +182,11 @@ class FleetCache:
         Each server's events are in order; a stream keeps about 1000 entries for a week. ``limit`` is per target.
         Raises ValueError for what is no cursor, CacheUnavailable, SnapshotCorrupt.
         """
-        if limit < 1:
-            raise ValueError("limit must be at least 1")
-        return self._run(self._lookups.events(since, server, limit))
+        return self._run(self._questions.events(since=since, server=server, limit=limit))
 
     def profiles(self) -> tuple[str, ...]:
         """Return the names of all profiles; empty where no worker has published an inventory."""
-        fleet = self._run(self._lookups.fleet())
-        return tuple(fleet.profiles) if fleet else ()
+        return self._run(self._questions.profiles())
 
     def update(
         self,
@@ -245,18 +204,11 @@ class FleetCache:
         Raises UnknownProfile, RefreshFailed (with ``errors`` by server and ``partial``), CacheUnavailable, and
         ValueError for what is no user name.
         """
-        chosen = (
-            (Kind.SESSIONS, update_sessions),
-            (Kind.DESKTOPS, update_desktops),
-            (Kind.MOUNTS, update_mounts),
-        )
-        kinds = [kind for kind, wanted in chosen if wanted]
-        if not kinds:
-            return ()
         return self._run(
-            self._lookups.request(
-                "refresh", profile_name=profile_name, kinds=kinds, username=username, timeout_seconds=timeout
-            )
+            self._questions.update(
+                profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
+            ),
+            seconds=None,
         )
 
     def update_all(
@@ -271,51 +223,30 @@ class FleetCache:
 
         Raises as ``update`` does, after every profile was asked.
         """
-        from_all: dict[tuple[str, Kind], Snapshot] = {}
-        errors: dict[str, str] = {}
-        for name in self.profiles():
-            try:
-                found = self.update(name, update_sessions, update_desktops, update_mounts, timeout=timeout)
-            except RefreshFailed as exc:
-                errors.update(exc.errors)
-                found = exc.partial
-            except UnknownProfile:
-                # Taken out of the inventory since its name was read.
-                continue
-            from_all.update({(snapshot.target, snapshot.kind): snapshot for snapshot in found})
-        try:
-            self.check_cache(timeout=timeout)
-        except RefreshFailed as exc:
-            errors.update(exc.errors)
-        if errors:
-            raise RefreshFailed(errors, tuple(from_all.values()))
-        return tuple(from_all.values())
+        return self._run(
+            self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
+            seconds=None,
+        )
 
     def delete(self, profile_name: str, *, timeout: float = 10.0) -> None:
         """Drop what is cached of a profile; the next poll fills it again. Carried out by the owning workers.
 
         Raises UnknownProfile, RefreshFailed where a worker did not answer, CacheUnavailable.
         """
-        self._run(
-            self._lookups.request(
-                "delete", profile_name=profile_name, kinds=tuple(Kind), username=None, timeout_seconds=timeout
-            )
-        )
+        self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
 
     def check_cache(self, *, timeout: float = 10.0) -> None:
         """Drop what belongs to targets that are in the inventory no more. Without a live worker nothing is done:
         then everything expires by itself."""
-        self._run(self._lookups.check(timeout_seconds=timeout))
+        self._run(self._questions.check_cache(timeout=timeout), seconds=None)
 
     def register_session(self, session_uuid: str, profile_name: str, username: str | None = None) -> None:
         """Remember which profile and user a client's session UUID stands for, for a week."""
-        if not session_uuid:
-            raise ValueError("a session UUID can't be empty")
-        self._run(self._lookups.register(session_uuid, profile_name, username))
+        self._run(self._questions.register_session(session_uuid, profile_name, username))
 
     def forget_session(self, session_uuid: str) -> None:
         """Forget a registered session; an unknown one is no error."""
-        self._run(self._lookups.forget(session_uuid))
+        self._run(self._questions.forget_session(session_uuid))
 
     def place(
         self, profile_name: str, username: str, *, reserve_seconds: float = RESERVATION_SECONDS
@@ -330,22 +261,22 @@ class FleetCache:
         Raises NoServerAvailable where every server is down or drained, CacheUnavailable, SchemaMismatch,
         SnapshotCorrupt, and ValueError for what is no user name or no duration.
         """
-        return self._run(self._placements.place(profile_name, username, reserve_seconds=reserve_seconds))
+        return self._run(self._questions.place(profile_name, username, reserve_seconds=reserve_seconds))
 
     def reservations(self, profile_name: str) -> dict[str, int] | None:
         """Return how many logins are being placed on each server of a profile, by server id; None where unknown."""
-        return self._run(self._placements.reservations(profile_name))
+        return self._run(self._questions.reservations(profile_name))
 
     def reserve(self, server: str, username: str, *, seconds: float = RESERVATION_SECONDS) -> int:
         """Reserve a place on a server that was chosen by other means; return when it expires, in ms of Redis.
 
         Raises ValueError for what is no server id, user name or duration, CacheUnavailable.
         """
-        return self._run(self._placements.reserve(server, username, seconds=seconds))
+        return self._run(self._questions.reserve(server, username, seconds=seconds))
 
     def release(self, server: str, username: str) -> bool:
         """Give a reserved place back; False where there was none."""
-        return self._run(self._placements.release(server, username))
+        return self._run(self._questions.release(server, username))
 
     def close(self) -> None:
         """Close the connections to Redis."""
@@ -358,28 +289,3 @@ class FleetCache:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def belongs_to(session_name: str, username: str) -> bool:
-    """Whether a session is that user's, by its name: ``USER-DISPLAY-EPOCH_st...``."""
-    rest = session_name.removeprefix(f"{username}-")
-    return rest != session_name and _AFTER_USER.match(rest) is not None
-
-
-def _lines_with(stdout: bytes, username: str) -> bytes:
-    """Return the lines that may be this user's: parsing the others would cost ten times as much."""
-    field = f"|{username}|".encode("utf-8", "surrogateescape")
-    return b"\n".join([line for line in stdout.split(b"\n") if field in line])
-
-
-def _sessions(view: View, username: str | None) -> SessionList:
-    rows: list[SessionInfo] = []
-    rejected: list[RejectedRow] = []
-    for snapshot in view.snapshots:
-        stdout = snapshot.stdout if username is None else _lines_with(snapshot.stdout, username)
-        listed, left_out = parse_sessions(stdout, server=snapshot.server)
-        rejected.extend(left_out)
-        rows.extend([row for row in listed if row.status != "F" and (username is None or row.username == username)])
-    return SessionList.from_rows(
-        rows, rejected=rejected, missing_servers=view.missing_servers, oldest_age=view.oldest_age
-    )

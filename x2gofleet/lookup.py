@@ -85,16 +85,18 @@ class View:
     """The answers of a profile's targets for one kind, in the profile's order.
 
     ``missing_servers`` have no snapshot; those of them that are not known to be down are ``unknown_servers`` too.
+    ``asked_at`` is the monotonic time in seconds at which the question was sent.
     """
 
     snapshots: tuple[Snapshot, ...]
     missing_servers: tuple[str, ...]
     cached: bool
     unknown_servers: tuple[str, ...] = ()
+    asked_at: float | None = field(default=None, compare=False, repr=False)
 
     @property
     def oldest_age(self) -> float | None:
-        """Age in seconds of the oldest snapshot."""
+        """Age in seconds of the oldest snapshot, at the time of reading."""
         return max((snapshot.age for snapshot in self.snapshots), default=None)
 
 
@@ -320,7 +322,14 @@ class Lookups:
                 kind,
             )
 
-        answer = yield from self.with_fleet(lambda fleet: [("TIME",), *plan(fleet).commands])
+        asked_at = 0.0
+
+        def build(fleet: PublishedFleet) -> list[Command]:
+            nonlocal asked_at
+            asked_at = self._monotonic()
+            return [("TIME",), *plan(fleet).commands]
+
+        answer = yield from self.with_fleet(build)
         if answer is None:
             return NOTHING
         fleet, replies = answer
@@ -336,7 +345,7 @@ class Lookups:
                 missing.append(target.server)
                 if not is_down(state):
                     unknown.append(target.server)
-        return View(tuple(snapshots), tuple(missing), bool(snapshots) and not unknown, tuple(unknown))
+        return View(tuple(snapshots), tuple(missing), bool(snapshots) and not unknown, tuple(unknown), asked_at)
 
     def snapshots(
         self, *, profile_name: str | None, server: str | None, kinds: Sequence[Kind], username: str | None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from itertools import chain
+from typing import Any
 
 from x2gofleet.load import LoadReport
 from x2gofleet.parsing import parse_sessions
@@ -19,7 +21,7 @@ class SessionList(Mapping[str, SessionInfo]):
     ``rows`` has them all. Immutable; what is returned as a dict is the caller's own.
     """
 
-    __slots__ = ("_by_name", "_missing_servers", "_oldest_age", "_rejected", "_rows")
+    __slots__ = ("_by_name", "_missing_servers", "_oldest_polled_at", "_rejected", "_rows")
 
     def __init__(
         self,
@@ -28,11 +30,14 @@ class SessionList(Mapping[str, SessionInfo]):
         rejected: Iterable[RejectedRow] = (),
         missing_servers: Iterable[str] = (),
         oldest_age: float | None = None,
+        asked_at: float | None = None,
     ) -> None:
         self._rows = tuple(rows)
         self._rejected = tuple(rejected)
         self._missing_servers = tuple(missing_servers)
-        self._oldest_age = oldest_age
+        if oldest_age is not None:
+            oldest_age = (time.monotonic() if asked_at is None else asked_at) - oldest_age
+        self._oldest_polled_at = oldest_age
         self._by_name = {row.name: row for row in self._rows}
         if len(self._by_name) != len(self._rows):
             self._by_name = _newest_by_name(self._rows)
@@ -51,9 +56,19 @@ class SessionList(Mapping[str, SessionInfo]):
         rejected: Iterable[RejectedRow] = (),
         missing_servers: Iterable[str] = (),
         oldest_age: float | None = None,
+        asked_at: float | None = None,
     ) -> SessionList:
-        """Collect parsed rows, of one or more servers; ``oldest_age`` is in seconds."""
-        return cls(rows=rows, rejected=rejected, missing_servers=missing_servers, oldest_age=oldest_age)
+        """Collect parsed rows, of one or more servers.
+
+        ``oldest_age`` is in seconds, what it was at the monotonic time ``asked_at``, or is now where that is None.
+        """
+        return cls(
+            rows=rows,
+            rejected=rejected,
+            missing_servers=missing_servers,
+            oldest_age=oldest_age,
+            asked_at=asked_at,
+        )
 
     @property
     def rows(self) -> tuple[SessionInfo, ...]:
@@ -72,8 +87,11 @@ class SessionList(Mapping[str, SessionInfo]):
 
     @property
     def oldest_age(self) -> float | None:
-        """Seconds since the longest-ago poll that this answer is made of; None where it is of no poll."""
-        return self._oldest_age
+        """Seconds since the longest-ago poll that this answer is made of; None where it is of no poll.
+
+        Counts on for as long as the answer is kept, by this computer's monotonic clock, also where it was pickled.
+        """
+        return None if self._oldest_polled_at is None else time.monotonic() - self._oldest_polled_at
 
     def for_user(self, username: str) -> SessionList:
         """Return the list of one user's sessions."""
@@ -84,12 +102,9 @@ class SessionList(Mapping[str, SessionInfo]):
         return self._with_rows(row for row in self._rows if row.status != "F")
 
     def _with_rows(self, rows: Iterable[SessionInfo]) -> SessionList:
-        return SessionList(
-            rows=rows,
-            rejected=self._rejected,
-            missing_servers=self._missing_servers,
-            oldest_age=self._oldest_age,
-        )
+        part = SessionList(rows=rows, rejected=self._rejected, missing_servers=self._missing_servers)
+        part._oldest_polled_at = self._oldest_polled_at
+        return part
 
     def get_sessions(self) -> dict[str, SessionInfo]:
         """Return a new dict of session name -> session."""
@@ -151,12 +166,26 @@ class SessionList(Mapping[str, SessionInfo]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another computer's monotonic clock is another: the age goes with a pickled list, not when it began.
+        return _unpickled, (self._rows, self._rejected, self._missing_servers, self.oldest_age)
+
     def __repr__(self) -> str:
-        age = "None" if self._oldest_age is None else f"{self._oldest_age:.1f}"
+        oldest_age = self.oldest_age
+        age = "None" if oldest_age is None else f"{oldest_age:.1f}"
         return (
             f"SessionList({list(self._by_name)!r}, rows={len(self._rows)}, rejected={len(self._rejected)}, "
             f"missing_servers={self._missing_servers!r}, oldest_age={age})"
         )
+
+
+def _unpickled(
+    rows: tuple[SessionInfo, ...],
+    rejected: tuple[RejectedRow, ...],
+    missing_servers: tuple[str, ...],
+    oldest_age: float | None,
+) -> SessionList:
+    return SessionList(rows=rows, rejected=rejected, missing_servers=missing_servers, oldest_age=oldest_age)
 
 
 def _newest_by_name(rows: tuple[SessionInfo, ...]) -> dict[str, SessionInfo]:

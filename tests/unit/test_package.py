@@ -17,7 +17,7 @@ WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
 LAYERS = ("errors", "kinds", "keys", "load", "rows", "parsing", "events", "fleet", "model", "snapshot", "connection")
-UPPER_LAYERS = ("lookup", "cache")
+UPPER_LAYERS = ("lookup", "questions", "cache")
 
 PROGRAM = """
 import sys

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from x2gofleet.cache import FleetCache
 from x2gofleet.cli import commands, follow, live
+from x2gofleet.cli.acl import acl
 from x2gofleet.cli.arguments import build_parser, namespace, redis_url
 from x2gofleet.cli.results import (
     UNAVAILABLE,
@@ -63,6 +64,8 @@ def _run(options: argparse.Namespace) -> int:
         tell(f"--namespace: {exc}")
         return USAGE
     with cache:
+        if options.command == "acl":
+            return acl(options, url=url, namespace=name)
         try:
             if options.command == "watch" and not options.json:
                 return _watch(cache, name)

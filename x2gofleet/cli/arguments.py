@@ -6,8 +6,10 @@ import argparse
 import math
 import os
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from x2gofleet.acl import Role, parse_version, user_name
 from x2gofleet.connection import url_from_environment
 from x2gofleet.events import decode_cursor
 from x2gofleet.keys import DEFAULT_NAMESPACE, is_server_id, is_username
@@ -21,6 +23,8 @@ examples:
   x2gofleet refresh mate               have its servers polled now
   x2gofleet events --follow            each change of sessions and servers
   x2gofleet watch                      a live view; q or Ctrl-C ends it
+  x2gofleet acl --role reader --format commands | redis-cli
+                                       make a Redis user that may only look up
 
 exit status:
   0  there is an answer (an empty one, too: "no sessions")
@@ -71,6 +75,22 @@ def _positive_seconds(text: str) -> float:
     if not (0 < seconds <= 3600):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from above 0 to 3600")
     return seconds
+
+
+def _server_version(text: str) -> str:
+    try:
+        parse_version(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    return text
+
+
+def _user_prefix(text: str) -> str:
+    try:
+        user_name(Role.READER, text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    return text
 
 
 def _common(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
@@ -156,6 +176,44 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     command("watch", "a live view of servers and sessions", "Without a terminal it prints one view and ends.")
+
+    acl = command(
+        "acl",
+        "the Redis users of readers, brokers and workers",
+        "Prints ACL lines that give each just the commands and keys it needs. Redis is asked for its version only.",
+    )
+    acl.add_argument(
+        "--role",
+        action="append",
+        default=[],
+        choices=[role.value for role in Role],
+        help="only of this role; repeatable",
+    )
+    acl.add_argument(
+        "--server-version",
+        metavar="V",
+        type=_server_version,
+        help="for this version of Redis or Valkey, as 7.0 (default: the server at --redis-url is asked)",
+    )
+    acl.add_argument(
+        "--format",
+        choices=("aclfile", "commands"),
+        default="aclfile",
+        help="lines of an aclfile, or commands for redis-cli (default: aclfile)",
+    )
+    acl.add_argument(
+        "--user-prefix",
+        metavar="P",
+        type=_user_prefix,
+        default="x2gofleet-",
+        help="what the users' names begin with (default: x2gofleet-)",
+    )
+    acl.add_argument(
+        "--passwords",
+        metavar="FILE",
+        type=Path,
+        help="lines ROLE=PASSWORD: the hashes of these are printed (default: users without a password)",
+    )
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from x2gofleet.cache import FleetCache, belongs_to
+from x2gofleet.cache import FleetCache
 from x2gofleet.cli import documents, layout
 from x2gofleet.cli.picture import sessions_of, take_picture
 from x2gofleet.cli.results import NEGATIVE, Result
@@ -14,6 +14,7 @@ from x2gofleet.cli.text import duration
 from x2gofleet.errors import RefreshFailed, UnknownProfile
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import ServerStatus, View
+from x2gofleet.questions import belongs_to
 from x2gofleet.snapshot import Snapshot
 
 

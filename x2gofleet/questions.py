@@ -1,0 +1,255 @@
+"""questions: every method of a cache as a query without I/O; FleetCache drives them, AsyncFleetCache awaits them.
+
+A method of Questions has the name, the arguments and the errors of FleetCache's, where these are described. It returns
+a generator of what is sent to Redis, whose result is the answer.
+"""
+
+from __future__ import annotations
+
+import re
+
+from x2gofleet.errors import RefreshFailed, UnknownProfile
+from x2gofleet.events import Events
+from x2gofleet.keys import is_server_id
+from x2gofleet.kinds import Kind
+from x2gofleet.load import LoadReport
+from x2gofleet.lookup import Lookups, Query, ServerStatus, View
+from x2gofleet.model import SessionList
+from x2gofleet.parsing import parse_sessions
+from x2gofleet.placement import Placements
+from x2gofleet.rows import RejectedRow, SessionInfo
+from x2gofleet.snapshot import Snapshot
+
+LOOKUP_SECONDS = 0.95
+"""All that a lookup may take, so that a caller has its answer, or CacheUnavailable, within a second."""
+
+_AFTER_USER = re.compile(r"\d+-\d+_st")
+
+
+class Questions:
+    """What is asked, what of it is valid, and what is made of the replies."""
+
+    def __init__(self, lookups: Lookups) -> None:
+        self.lookups = lookups
+        placements = Placements(lookups)
+        self.place, self.reservations = placements.place, placements.reservations
+        self.reserve, self.release = placements.reserve, placements.release
+
+    def _resolve(
+        self, session_uuid: str | None, profile_name: str | None, username: str | None
+    ) -> Query[tuple[str, str | None] | None]:
+        if profile_name is not None:
+            return profile_name, username
+        if session_uuid is None:
+            raise ValueError("say what is asked for: session_uuid or profile_name=")
+        registered = yield from self.lookups.registration(session_uuid)
+        if registered is None:
+            return None
+        profile, registered_user = registered
+        return profile, registered_user if username is None else username
+
+    def _view(
+        self, kind: Kind, session_uuid: str | None, profile_name: str | None, username: str | None
+    ) -> Query[tuple[View, str | None] | None]:
+        """Return the cached View and the user it is for; None where that is not cached."""
+        resolved = yield from self._resolve(session_uuid, profile_name, username)
+        if resolved is None:
+            return None
+        profile, user = resolved
+        view = yield from self.lookups.view(profile, kind, user)
+        return (view, user) if view.cached else None
+
+    def is_cached(
+        self,
+        profile_name: str | None = None,
+        session_uuid: str | None = None,
+        cache_type: str | Kind | None = None,
+        *,
+        username: str | None = None,
+    ) -> Query[bool]:
+        kinds = tuple(Kind) if cache_type is None else (Kind.parse(cache_type),)
+        resolved = yield from self._resolve(session_uuid, profile_name, username)
+        if resolved is None:
+            return False
+        return (yield from self.lookups.cached(resolved[0], kinds, resolved[1]))
+
+    def list_sessions(
+        self,
+        session_uuid: str | None = None,
+        *,
+        profile_name: str | None = None,
+        username: str | None = None,
+    ) -> Query[SessionList | None]:
+        found = yield from self._view(Kind.SESSIONS, session_uuid, profile_name, username)
+        return None if found is None else sessions_of(*found)
+
+    def find_sessions(self, *, username: str) -> Query[SessionList | None]:
+        view = yield from self.lookups.fleet_view(Kind.SESSIONS, username)
+        return sessions_of(view, username) if view.cached else None
+
+    def list_desktops(
+        self,
+        session_uuid: str | None = None,
+        *,
+        profile_name: str | None = None,
+        username: str | None = None,
+    ) -> Query[list[str] | None]:
+        found = yield from self._view(Kind.DESKTOPS, session_uuid, profile_name, username)
+        if found is None:
+            return None
+        return [desktop for snapshot in found[0].snapshots for desktop in snapshot.desktops()]
+
+    def list_mounts(
+        self,
+        session_uuid: str | None = None,
+        *,
+        profile_name: str | None = None,
+        username: str | None = None,
+    ) -> Query[list[str] | None]:
+        found = yield from self._view(Kind.MOUNTS, session_uuid, profile_name, username)
+        if found is None:
+            return None
+        view, user = found
+        return [
+            mount.listed
+            for snapshot in view.snapshots
+            for mount in snapshot.mounts()
+            if user is None or belongs_to(mount.session_name, user)
+        ]
+
+    def load(self, profile_name: str) -> Query[dict[str, LoadReport] | None]:
+        view = yield from self.lookups.view(profile_name, Kind.LOAD, None)
+        if not view.cached:
+            return None
+        return {snapshot.server: snapshot.load() for snapshot in view.snapshots}
+
+    def snapshots(
+        self,
+        *,
+        profile_name: str | None = None,
+        server: str | None = None,
+        kind: str | Kind | None = None,
+        username: str | None = None,
+    ) -> Query[tuple[Snapshot, ...]]:
+        if (profile_name is None) == (server is None):
+            raise ValueError("give one of profile_name= and server=")
+        if server is not None and not is_server_id(server):
+            raise ValueError(f"{server!r} is no server id")
+        kinds = tuple(Kind) if kind is None else (Kind.parse(kind),)
+        return self.lookups.snapshots(profile_name=profile_name, server=server, kinds=kinds, username=username)
+
+    def view(self, kind: str | Kind, *, profile_name: str | None = None, username: str | None = None) -> Query[View]:
+        kind = Kind.parse(kind)
+        if profile_name is None:
+            return self.lookups.fleet_view(kind, username)
+        return self.lookups.view(profile_name, kind, username)
+
+    def servers(self) -> Query[tuple[ServerStatus, ...]]:
+        return self.lookups.servers()
+
+    def events(self, *, since: str | None = None, server: str | None = None, limit: int = 1000) -> Query[Events]:
+        if limit < 1:
+            raise ValueError("limit must be at least 1")
+        return self.lookups.events(since, server, limit)
+
+    def profiles(self) -> Query[tuple[str, ...]]:
+        fleet = yield from self.lookups.fleet()
+        return tuple(fleet.profiles) if fleet else ()
+
+    def update(
+        self,
+        profile_name: str,
+        update_sessions: bool = True,
+        update_desktops: bool = False,
+        update_mounts: bool = False,
+        *,
+        username: str | None = None,
+        timeout: float = 10.0,
+    ) -> Query[tuple[Snapshot, ...]]:
+        chosen = (
+            (Kind.SESSIONS, update_sessions),
+            (Kind.DESKTOPS, update_desktops),
+            (Kind.MOUNTS, update_mounts),
+        )
+        kinds = [kind for kind, wanted in chosen if wanted]
+        if not kinds:
+            return ()
+        return (
+            yield from self.lookups.request(
+                "refresh", profile_name=profile_name, kinds=kinds, username=username, timeout_seconds=timeout
+            )
+        )
+
+    def update_all(
+        self,
+        update_sessions: bool = True,
+        update_desktops: bool = False,
+        update_mounts: bool = False,
+        *,
+        timeout: float = 10.0,
+    ) -> Query[tuple[Snapshot, ...]]:
+        from_all: dict[tuple[str, Kind], Snapshot] = {}
+        errors: dict[str, str] = {}
+        for name in (yield from self.profiles()):
+            try:
+                found = yield from self.update(name, update_sessions, update_desktops, update_mounts, timeout=timeout)
+            except RefreshFailed as exc:
+                errors.update(exc.errors)
+                found = exc.partial
+            except UnknownProfile:
+                # Taken out of the inventory since its name was read.
+                continue
+            from_all.update({(snapshot.target, snapshot.kind): snapshot for snapshot in found})
+        try:
+            yield from self.check_cache(timeout=timeout)
+        except RefreshFailed as exc:
+            errors.update(exc.errors)
+        if errors:
+            raise RefreshFailed(errors, tuple(from_all.values()))
+        return tuple(from_all.values())
+
+    def delete(self, profile_name: str, *, timeout: float = 10.0) -> Query[None]:
+        yield from self.lookups.request(
+            "delete", profile_name=profile_name, kinds=tuple(Kind), username=None, timeout_seconds=timeout
+        )
+
+    def check_cache(self, *, timeout: float = 10.0) -> Query[None]:
+        yield from self.lookups.check(timeout_seconds=timeout)
+
+    def register_session(self, session_uuid: str, profile_name: str, username: str | None = None) -> Query[None]:
+        if not session_uuid:
+            raise ValueError("a session UUID can't be empty")
+        return self.lookups.register(session_uuid, profile_name, username)
+
+    def forget_session(self, session_uuid: str) -> Query[None]:
+        return self.lookups.forget(session_uuid)
+
+
+def belongs_to(session_name: str, username: str) -> bool:
+    """Whether a session is that user's, by its name: ``USER-DISPLAY-EPOCH_st...``."""
+    rest = session_name.removeprefix(f"{username}-")
+    return rest != session_name and _AFTER_USER.match(rest) is not None
+
+
+def _lines_with(stdout: bytes, username: str) -> bytes:
+    """Return the lines that may be this user's: parsing the others would cost ten times as much."""
+    field = f"|{username}|".encode("utf-8", "surrogateescape")
+    return b"\n".join([line for line in stdout.split(b"\n") if field in line])
+
+
+def sessions_of(view: View, username: str | None) -> SessionList:
+    """Return the unfinished sessions of a View, with ``username`` that user's alone."""
+    rows: list[SessionInfo] = []
+    rejected: list[RejectedRow] = []
+    for snapshot in view.snapshots:
+        stdout = snapshot.stdout if username is None else _lines_with(snapshot.stdout, username)
+        listed, left_out = parse_sessions(stdout, server=snapshot.server)
+        rejected.extend(left_out)
+        rows.extend([row for row in listed if row.status != "F" and (username is None or row.username == username)])
+    return SessionList.from_rows(
+        rows,
+        rejected=rejected,
+        missing_servers=view.missing_servers,
+        oldest_age=view.oldest_age,
+        asked_at=view.asked_at,
+    )
