@@ -62,7 +62,7 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
+class Standing:
     """What is known of one server of a profile."""
 
     target: PublishedTarget
@@ -94,7 +94,7 @@ class Placements:
     def __init__(self, lookups: Lookups) -> None:
         self._lookups, self._keys = lookups, lookups.keys
 
-    def _standings(self, profile_name: str) -> Query[tuple[PublishedFleet, int, list[_Standing]] | None]:
+    def standings(self, profile_name: str) -> Query[tuple[PublishedFleet, int, list[Standing]] | None]:
         """Ask for sessions, load, state and reservations of a profile's servers: one round trip."""
 
         def targets(fleet: PublishedFleet) -> list[PublishedTarget]:
@@ -128,7 +128,7 @@ class Placements:
             sessions, load, state, reserved = replies[1 + 4 * index : 5 + 4 * index]
             names = iter(reserved)
             standings.append(
-                _Standing(
+                Standing(
                     target,
                     snapshot(target, Kind.SESSIONS, sessions),
                     snapshot(target, Kind.LOAD, load),
@@ -148,7 +148,7 @@ class Placements:
         """Choose the server of a login; semantics and errors as FleetCache.place."""
         _check_user(username)
         ttl_ms = _ttl_ms(reserve_seconds)
-        found = yield from self._standings(profile_name)
+        found = yield from self.standings(profile_name)
         if found is None:
             return None
         fleet, _, standings = found
@@ -195,7 +195,7 @@ class Placements:
 
     def reservations(self, profile_name: str) -> Query[dict[str, int] | None]:
         """Return how many logins are being placed on each server of a profile; as FleetCache.reservations."""
-        found = yield from self._standings(profile_name)
+        found = yield from self.standings(profile_name)
         if found is None:
             return None
         counts = {}
@@ -225,7 +225,7 @@ def _check_server(server: str) -> None:
         raise ValueError(f"{server!r} is no server id")
 
 
-def _unfinished(standing: _Standing) -> list[SessionInfo]:
+def _unfinished(standing: Standing) -> list[SessionInfo]:
     if standing.sessions is None:
         return []
     rows, _ = parse_sessions(standing.sessions.stdout, server=server_of(standing.target.id))
@@ -243,7 +243,7 @@ def _best_session(rows: Iterable[SessionInfo]) -> SessionInfo | None:
     return max(usable, key=lambda row: (row.status == "S", row.date_created), default=None)
 
 
-def _candidate(fleet: PublishedFleet, standing: _Standing, rows: Sequence[SessionInfo]) -> Candidate:
+def _candidate(fleet: PublishedFleet, standing: Standing, rows: Sequence[SessionInfo]) -> Candidate:
     server = fleet.servers[standing.target.server]
     try:
         load_factor = standing.load.load().load_factor if standing.load is not None else None

@@ -17,7 +17,7 @@ WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
 LAYERS = ("errors", "kinds", "keys", "load", "rows", "parsing", "events", "fleet", "model", "snapshot", "connection")
-UPPER_LAYERS = ("lookup", "questions", "cache")
+UPPER_LAYERS = ("lookup", "placement", "questions", "cache")
 
 PROGRAM = """
 import sys
@@ -50,11 +50,14 @@ def run_without(blocked: set[str], body: str) -> str:
 def test_the_public_names() -> None:
     assert sorted(x2gofleet.__all__) == [
         "CacheUnavailable",
+        "Candidate",
         "FleetCache",
         "FleetError",
         "Kind",
         "LoadReport",
         "Mount",
+        "NoServerAvailable",
+        "Placement",
         "RefreshFailed",
         "RejectedRow",
         "SchemaMismatch",
@@ -89,6 +92,10 @@ def test_the_methods_of_the_reader() -> None:
         "check_cache",
         "register_session",
         "forget_session",
+        "place",
+        "reservations",
+        "reserve",
+        "release",
         "close",
     ]
 
