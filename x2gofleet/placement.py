@@ -63,7 +63,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is known of one server of a profile."""
+    """What is known of one server of a profile: snapshots, None where there are none; names and expiries of reservations."""
 
     target: PublishedTarget
     sessions: Snapshot | None
@@ -95,7 +95,10 @@ class Placements:
         self._lookups, self._keys = lookups, lookups.keys
 
     def standings(self, profile_name: str) -> Query[tuple[PublishedFleet, int, list[Standing]] | None]:
-        """Ask for sessions, load, state and reservations of a profile's servers: one round trip."""
+        """Ask for the inventory, the time in ms, and what is known of each server of a profile: one round trip.
+
+        None where the profile is unknown.
+        """
 
         def targets(fleet: PublishedFleet) -> list[PublishedTarget]:
             return self._lookups.profile_targets(fleet, profile_name, Kind.SESSIONS, None) or []
