@@ -63,7 +63,10 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is known of one server of a profile: snapshots, None where there are none; names and expiries of reservations."""
+    """What is known of one server of a profile.
+
+    ``sessions`` and ``load`` are None where they are not cached; ``reserved``: user name -> expiry in ms of Redis.
+    """
 
     target: PublishedTarget
     sessions: Snapshot | None
