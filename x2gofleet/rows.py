@@ -48,6 +48,31 @@ class SessionInfo:
     def __str__(self) -> str:
         return self.name
 
+    def to_row(self) -> str:
+        """Return the 16 fields as X2Go's commands print them, split by ``|``: what X2Go clients take from a broker.
+
+        Holds the cookie: never to be logged.
+        """
+        fields = (
+            self.agent_pid,
+            self.name,
+            self.display,
+            self.hostname,
+            self.status,
+            self.date_created,
+            self.cookie,
+            self.client,
+            self.graphics_port,
+            self.snd_port,
+            self.date_suspended,
+            self.username,
+            self.age_seconds,
+            self.sshfs_port,
+            self.tekictrl_port,
+            self.tekidata_port,
+        )
+        return "|".join("" if value is None else str(value) for value in fields)
+
     def is_initialized(self) -> bool:
         """Return True: only parsed sessions exist here."""
         return True

@@ -288,3 +288,12 @@ def test_strip_age_leaves_lines_that_are_no_rows(lines: list[str]) -> None:
 @example(b"|" * 40)
 def test_strip_age_is_idempotent(stdout: bytes) -> None:
     assert strip_age(strip_age(stdout)) == strip_age(stdout)
+
+
+def test_a_row_is_printed_as_the_server_did() -> None:
+    lines = sample("root-sqlite.txt").decode().splitlines()
+    rows, _ = parse_sessions("\n".join(lines).encode())
+    assert [row.to_row() for row in rows if not row.is_starting()] == [line for line in lines if line[0] != "|"]
+    assert [row.to_row() for row in rows if row.is_starting()] == [
+        f"{line[:-2]}|-1|-1" for line in lines if line[0] == "|"
+    ]
