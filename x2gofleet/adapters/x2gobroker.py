@@ -1,0 +1,415 @@
+"""x2gobroker: Debian's X2Go Session Broker answers from the fleet, its files unmodified.
+
+``python3 -m x2gofleet.adapters.x2gobroker -- /usr/bin/x2gobroker-daemon ARGS...`` puts the functions below in place of
+those of the modules ``x2gobroker.agent`` and ``x2gobroker.loadchecker``, then runs the program. x2gobroker calls them
+as module attributes and so never knows. For x2gobroker 0.0.4.3; docs/x2gobroker.md says what is answered from where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from x2gofleet.adapters import broker_answers as answers
+from x2gofleet.adapters.broker_answers import BrokerView
+from x2gofleet.adapters.broker_fleet import BrokerFleet
+from x2gofleet.adapters.broker_hosts import BrokerProfile
+from x2gofleet.adapters.broker_settings import BrokerSettings, SettingsError
+from x2gofleet.adapters.live_agent import LiveAgents, Unanswered
+
+T = TypeVar("T")
+
+CARRIED = "x2gofleet_profile"
+NO_SERVER = "no-X2Go-Server-available"
+
+
+class _Step:
+    """One thing that the broker does for a user and a profile: the fleet is asked once, at the first question."""
+
+    def __init__(self, fleet: BrokerFleet, broker: Any, profile_id: str, username: str | None) -> None:
+        self.fleet, self.broker, self.profile_id, self.username = fleet, broker, profile_id, username
+        self.placed: str | None = None
+        self.selecting = False
+        self.known: BrokerView | None = None
+        self._asked = False
+
+    @functools.cached_property
+    def profile(self) -> BrokerProfile:
+        return BrokerProfile.from_broker(
+            self.broker.get_name(), self.profile_id, self.broker.get_profile(self.profile_id)
+        )
+
+    def view(self) -> BrokerView | None:
+        if not self._asked:
+            self.known = self.fleet.view(self.profile, self.username)
+            self._asked = True
+        return self.known
+
+
+class Activation:
+    """The adapter in place in this process. ``deactivate`` puts x2gobroker's own functions back."""
+
+    def __init__(self, settings: BrokerSettings, logger: logging.Logger) -> None:
+        # What Debian's own Python alone can import.
+        import x2gobroker.agent
+        import x2gobroker.brokers.base_broker
+        import x2gobroker.loadchecker
+        import x2gobroker.utils
+        from x2gobroker.x2gobroker_exceptions import X2GoBrokerAgentException
+
+        self.settings, self.logger = settings, logger
+        self.fleet = BrokerFleet(settings, logger)
+        self.live_agents = LiveAgents(settings.live_seconds)
+        self._agent, self._utils = x2gobroker.agent, x2gobroker.utils
+        self._failure: type[BaseException] = X2GoBrokerAgentException
+        self._step: ContextVar[_Step | None] = ContextVar("x2gofleet_broker_step", default=None)
+        self._originals: list[tuple[Any, str, Any]] = []
+        agent, broker = x2gobroker.agent, x2gobroker.brokers.base_broker.X2GoBroker
+        for owner, name, made in (
+            (agent, "ping", self._ping),
+            (agent, "list_sessions", self._list_sessions),
+            (agent, "get_servers", self._get_servers),
+            (agent, "find_busy_servers", self._find_busy_servers),
+            (agent, "check_load", self._check_load),
+            (agent, "suspend_session", self._change_session),
+            (agent, "terminate_session", self._change_session),
+            (agent, "add_authorized_key", self._add_authorized_key),
+            (x2gobroker.loadchecker, "check_load", self._checked_load),
+            (x2gobroker.utils, "portscan", self._portscan),
+            (broker, "get_profile_for_user", self._get_profile_for_user),
+            (broker, "get_remote_agent", self._get_remote_agent),
+            (broker, "get_all_remote_agents", self._get_all_remote_agents),
+            (broker, "select_session", self._select_session),
+        ):
+            original = getattr(owner, name)
+            self._originals.append((owner, name, original))
+            setattr(owner, name, functools.wraps(original)(made(original)))
+
+    def deactivate(self) -> None:
+        """Put back what was there before."""
+        for owner, name, original in self._originals:
+            setattr(owner, name, original)
+        self._originals.clear()
+
+    # --- where an answer comes from ---
+
+    @contextmanager
+    def _stepping(self, broker: Any, profile_id: str, username: str | None) -> Iterator[_Step]:
+        outer = self._step.get()
+        if outer is not None and outer.broker is broker and outer.profile_id == profile_id:
+            yield outer
+            return
+        token = self._step.set(_Step(self.fleet, broker, profile_id, username))
+        try:
+            step = self._step.get()
+            assert step is not None
+            yield step
+        finally:
+            self._step.reset(token)
+
+    def _view(self, remote_agent: object, username: str | None) -> BrokerView | None:
+        """Return what the fleet knows of the profile that an agent is asked about; None: the agent must be asked."""
+        step = self._step.get()
+        if step is not None and username in (None, step.username):
+            return step.view()
+        carried = remote_agent.get(CARRIED) if isinstance(remote_agent, Mapping) else None
+        return self.fleet.view(carried, username) if isinstance(carried, BrokerProfile) else None
+
+    def _live(self, remote_agent: object, call: Callable[[], T], *, failed: T | None = None) -> T:
+        """Ask a live agent within the time limit; ``failed`` is what to answer where that must not or can't be done.
+
+        Without ``failed`` raises what x2gobroker raises for an agent that can't be asked.
+        """
+        if self.settings.fallback == "none" and failed is not None:
+            return failed
+        try:
+            return self._bounded(remote_agent, call)
+        except Unanswered as exc:
+            self.logger.error("x2gofleet: %s", exc)
+            raise self._failure(str(exc)) from None
+
+    def _bounded(self, remote_agent: object, call: Callable[[], T]) -> T:
+        name = "the local agent"
+        if isinstance(remote_agent, Mapping):
+            host = remote_agent.get("hostname") or remote_agent.get("hostaddr")
+            name = f"the agent of {host}, port {remote_agent.get('port', 22)},"
+        return self.live_agents.call(name, call)
+
+    # --- x2gobroker.agent ---
+
+    def _ping(self, original: Callable[..., bool]) -> Callable[..., bool]:
+        def ping(remote_agent: Any = None, *args: Any, **kwargs: Any) -> bool:
+            view = self._view(remote_agent, None)
+            if view is not None and isinstance(remote_agent, Mapping) and remote_agent.get("hostname") in view.servers:
+                return view.is_up(remote_agent["hostname"])
+            return self._live(remote_agent, lambda: original(remote_agent, *args, **kwargs), failed=False)
+
+        return ping
+
+    def _list_sessions(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def list_sessions(username: str, remote_agent: Any = None, *args: Any, **kwargs: Any) -> tuple[bool, list[str]]:
+            view = self._view(remote_agent, username)
+            if view is not None:
+                return True, answers.session_rows(view, username, self._utils.matching_hostnames)
+            nothing: tuple[bool, list[str]] = (False, [])
+            success, rows = self._live(
+                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), failed=nothing
+            )
+            return success, answers.usable_rows(rows)
+
+        return list_sessions
+
+    def _counts(self, view: BrokerView, username: str, remote_agent: object) -> tuple[dict[str, int], bool]:
+        """Return numbers of sessions by host, and whether they lead the broker to a host that was chosen for it."""
+        counts = answers.session_counts(view)
+        step = self._step.get()
+        if step is None or not step.selecting:
+            return counts, False
+        if step.placed is None:
+            step.placed = self.fleet.place(view, username)
+        if step.placed is None:
+            return counts, False
+        factors = remote_agent.get("load_factors") if isinstance(remote_agent, Mapping) else None
+        return answers.counts_for_choice(counts, view.servers, step.placed, factors or {}), True
+
+    def _get_servers(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_servers(
+            username: str, remote_agent: Any = None, *args: Any, **kwargs: Any
+        ) -> tuple[bool, dict[str, int]]:
+            view = self._view(remote_agent, username)
+            if view is not None:
+                return True, self._counts(view, username, remote_agent)[0]
+            return self._live(
+                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), failed=(False, {})
+            )
+
+        return get_servers
+
+    def _find_busy_servers(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def find_busy_servers(
+            username: str, remote_agent: Any = None, *args: Any, **kwargs: Any
+        ) -> tuple[bool, dict[str, int]]:
+            view = self._view(remote_agent, username)
+            if view is not None:
+                counts, chosen = self._counts(view, username, remote_agent)
+                usage = answers.percentages(counts)
+                if chosen:
+                    usage = {host: max(1, percent) for host, percent in usage.items()}
+                return bool(usage), usage
+            return self._live(
+                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), failed=(False, {})
+            )
+
+        return find_busy_servers
+
+    def _check_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def check_load(remote_agent: Any = None, *args: Any, **kwargs: Any) -> int | str | None:
+            view = self._view(remote_agent, None)
+            if view is not None and isinstance(remote_agent, Mapping) and remote_agent.get("hostname") in view.servers:
+                figure = answers.load_figure(view.standings[remote_agent["hostname"]])
+                if figure != answers.UNAVAILABLE:
+                    return figure
+            try:
+                found: int | str | None = self._live(
+                    remote_agent,
+                    lambda: original(remote_agent, *args, **kwargs),
+                    failed=answers.UNAVAILABLE,
+                )
+            except self._failure:
+                return answers.UNREACHABLE
+            # The broker divides by it.
+            return max(1, found) if isinstance(found, int) else found
+
+        return check_load
+
+    def _change_session(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def change_session(
+            username: str, session_name: str, remote_agent: Any = None, *args: Any, **kwargs: Any
+        ) -> tuple[bool, list[str]]:
+            view = self._view(remote_agent, username)
+            target = remote_agent
+            if view is not None:
+                target = self._own_agent(view, username, session_name, remote_agent)
+            try:
+                changed: tuple[bool, list[str]] = self._bounded(
+                    target, lambda: original(username, session_name, target, *args, **kwargs)
+                )
+                return changed
+            except Unanswered as exc:
+                self.logger.error("x2gofleet: session %s is not changed: %s", session_name, exc)
+                return False, []
+            finally:
+                if view is not None:
+                    self.fleet.refresh(view.fleet_profile)
+
+        return change_session
+
+    def _own_agent(self, view: BrokerView, username: str, session_name: str, remote_agent: Any) -> Any:
+        """Return the agent of the server that has a session, on SQLite the only one that can change it."""
+        step = self._step.get()
+        profile = step.profile if step is not None else remote_agent.get(CARRIED)
+        owner = answers.owner_of(view, username, session_name)
+        if owner is None or not isinstance(remote_agent, Mapping) or not isinstance(profile, BrokerProfile):
+            return remote_agent
+        host = next(host for host in profile.hosts if host.name == owner)
+        return {**remote_agent, "hostname": host.name, "hostaddr": host.address, "port": host.port}
+
+    def _add_authorized_key(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def add_authorized_key(*args: Any, **kwargs: Any) -> Any:
+            remote_agent = kwargs.get("remote_agent", args[3] if len(args) > 3 else None)
+            return self._live(remote_agent, lambda: original(*args, **kwargs))
+
+        return add_authorized_key
+
+    # --- x2gobroker.loadchecker and x2gobroker.utils ---
+
+    def _checked_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def check_load(backend: str, profile_id: str, hostname: str | None = None) -> Any:
+            step = self._step.get()
+            view = step.view() if step is not None and step.profile_id == profile_id else None
+            figures = answers.load_figures(view) if view is not None else {}
+            if any(isinstance(figure, int) for figure in figures.values()):
+                return figures if hostname is None else figures.get(hostname, answers.UNAVAILABLE)
+            failed: Any = {} if hostname is None else answers.UNAVAILABLE
+            if self.settings.fallback == "none":
+                return failed
+            try:
+                return self.live_agents.call("the load checker", lambda: original(backend, profile_id, hostname))
+            except Unanswered as exc:
+                self.logger.error("x2gofleet: %s", exc)
+                return failed
+
+        return check_load
+
+    def _portscan(self, original: Callable[..., bool]) -> Callable[..., bool]:
+        def portscan(addr: str, port: Any = 22) -> bool:
+            step = self._step.get()
+            view = step.view() if step is not None and self.settings.trust_polls else None
+            if step is not None and view is not None:
+                host = step.profile.host_at(addr, port)
+                if host is not None:
+                    return view.is_up(host.name)
+            return original(addr, port)
+
+        return portscan
+
+    # --- x2gobroker.brokers.base_broker.X2GoBroker ---
+
+    def _get_profile_for_user(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_profile_for_user(broker: Any, profile_id: str, username: str, *args: Any, **kwargs: Any) -> Any:
+            with self._stepping(broker, profile_id, username):
+                return original(broker, profile_id, username, *args, **kwargs)
+
+        return get_profile_for_user
+
+    def _get_remote_agent(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_remote_agent(broker: Any, profile_id: str, *args: Any, **kwargs: Any) -> Any:
+            with self._stepping(broker, profile_id, None) as step:
+                remote_agent = original(broker, profile_id, *args, **kwargs)
+                if isinstance(remote_agent, dict) and remote_agent and step.view() is not None:
+                    remote_agent[CARRIED] = step.profile
+                return remote_agent
+
+        return get_remote_agent
+
+    def _get_all_remote_agents(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_all_remote_agents(broker: Any, profile_id: str) -> Any:
+            with self._stepping(broker, profile_id, None) as step:
+                remote_agents = original(broker, profile_id)
+                if remote_agents and step.view() is not None:
+                    for remote_agent in remote_agents:
+                        remote_agent[CARRIED] = step.profile
+                return remote_agents
+
+        return get_all_remote_agents
+
+    def _select_session(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def select_session(
+            broker: Any, profile_id: str, username: str | None = None, *args: Any, **kwargs: Any
+        ) -> dict[str, Any]:
+            with self._stepping(broker, profile_id, username) as step:
+                step.selecting = True
+                selected: dict[str, Any] = original(broker, profile_id, username, *args, **kwargs)
+                return self._selected(step, selected) if username and selected else selected
+
+        return select_session
+
+    def _selected(self, step: _Step, selected: dict[str, Any]) -> dict[str, Any]:
+        """Reserve what the broker chose; a drained server's new session it does not get."""
+        view, username = step.known, step.username
+        if view is None or username is None or "session_info" in selected:
+            return selected
+        host = step.profile.host_at(selected["server"], selected.get("port"))
+        name = host.name if host is not None else None
+        refused = name is not None and view.is_drained(name)
+        if step.placed is not None and (refused or name != step.placed):
+            self.fleet.release(view, step.placed, username)
+        if refused:
+            self.logger.error("x2gofleet: profile %s: every server that is up is drained", step.profile_id)
+            return {"server": NO_SERVER, "port": selected.get("port", 22)}
+        if name is not None and name != step.placed:
+            self.fleet.reserve(view, name, username)
+        return selected
+
+
+def activate(settings: BrokerSettings | None = None) -> Activation:
+    """Have the x2gobroker of this process answer from the fleet; ``settings`` are read from the environment if None.
+
+    Nothing is connected before the first login, so that the process may still fork. Raises SettingsError and ValueError
+    for a setting that can't be used, ImportError where x2gobroker is not installed for this Python.
+    """
+    settings = BrokerSettings.read() if settings is None else settings
+    program = os.path.basename(sys.argv[0])
+    logger = logging.getLogger("loadchecker" if "loadchecker" in program else "broker")
+    return Activation(settings, logger)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="x2gofleet-x2gobroker",
+        description="Runs a program of x2gobroker whose questions are answered from the fleet's cache.",
+        epilog="Settings: docs/x2gobroker.md. Example: x2gofleet-x2gobroker -- /usr/bin/x2gobroker-daemon -M HTTP",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; those in the environment win")
+    parser.add_argument("program", metavar="-- PROGRAM", help="x2gobroker-daemon, x2gobroker-loadchecker or x2gobroker")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Activate the adapter, then run the program as its own interpreter would. Exit status 2 for a wrong setting."""
+    arguments = _arguments(sys.argv[1:] if argv is None else argv)
+    if not os.path.isfile(arguments.program):
+        print(f"x2gofleet-x2gobroker: {arguments.program}: no such program; give its full path", file=sys.stderr)
+        return 2
+    # x2gobroker chooses its logs and settings by the program's name, when it is imported.
+    sys.argv = [arguments.program, *arguments.arguments]
+    try:
+        activation = activate(BrokerSettings.read(arguments.config))
+    except (SettingsError, ValueError) as exc:
+        print(f"x2gofleet-x2gobroker: {exc}", file=sys.stderr)
+        return 2
+    except ImportError as exc:
+        print(
+            f"x2gofleet-x2gobroker: {exc}; this needs the Python that x2gobroker is installed for, on Debian "
+            "/usr/bin/python3, or a venv of it made with --system-site-packages",
+            file=sys.stderr,
+        )
+        return 2
+    text = f"x2gofleet answers for {os.path.basename(arguments.program)}: {activation.settings}"
+    print(text, file=sys.stderr, flush=True)
+    activation.logger.info("%s", text)
+    runpy.run_path(arguments.program, run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
