@@ -104,9 +104,9 @@ def _usable(line: str, username: str | None) -> SessionInfo | None:
 def session_rows(view: BrokerView, username: str, matching: Matching) -> list[str]:
     """Return a user's sessions on every server that is up, as x2golistsessions prints them for that user.
 
-    The listing of root differs in what x2golistsessions leaves out (shadow sessions) and mends (spaces, ``*``). Suspended
-    sessions come before running ones, the newest first: a broker takes the first. A host name that the broker would not
-    know again is written as its profile does.
+    The listing of root differs in what x2golistsessions leaves out (shadow sessions) and mends (spaces, ``*``).
+    Suspended sessions come before running ones, the newest first: a broker takes the first. A host name that the broker
+    would not know again is written as its profile does.
     """
     mark = f"|{username}|".encode("utf-8", "surrogateescape")
     found: list[tuple[SessionInfo, str, str]] = []
@@ -168,7 +168,7 @@ def counts_for_choice(
     """Return numbers of sessions from which the broker's own rule chooses ``chosen`` among ``hosts``.
 
     The rule: the least of (sessions + 1) / load factor, or of sessions where a load factor is missing, or of their
-    percentages. The chosen host is shown without a session, each other with its own, or with as many more as that takes.
+    percentages. The chosen host is shown without a session, each other with its own or with as many more as it takes.
     """
     best = load_factors.get(chosen)
     numbers = {}
