@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,11 @@ def test_a_server_that_does_not_answer_is_no_reason_to_guess(capsys: pytest.Capt
 def test_bad_usage(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["acl", *argv]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_document_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "redis.md").read_text(encoding="utf-8")
+    section = document.partition("## ACL\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"\n```\n(user .*?)```", section, re.DOTALL)
+    assert main(["acl", "--server-version", "7.0"]) == 0
+    assert blocks == [capsys.readouterr().out]
