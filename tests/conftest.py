@@ -13,6 +13,7 @@ import pytest
 import redis
 from x2gofleet_workers.embedded import EmbeddedValkey
 
+from tests.servers import RedisServers
 from x2gofleet.connection import client_from_url
 from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
 from x2gofleet.keys import Keys, server_of, target_id, user_of
@@ -31,9 +32,23 @@ def samples() -> Path:
 
 
 @pytest.fixture(scope="session")
-def valkey_url() -> Iterator[str]:
-    """URL of X2GOFLEET_TEST_REDIS_URL, or of a Valkey that lives as long as the test session."""
+def redis_servers() -> Iterator[RedisServers]:
+    """Servers of each version, started when first asked for; they live as long as the test session."""
+    servers = RedisServers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(scope="session")
+def valkey_url(request: pytest.FixtureRequest, redis_servers: RedisServers) -> Iterator[str]:
+    """URL of X2GOFLEET_TEST_REDIS_URL, or of a Valkey that lives as long as the test session.
+
+    ``pytest.mark.parametrize("valkey_url", VERSIONS, indirect=True)`` has a test run on a server of each version.
+    """
     given = os.environ.get("X2GOFLEET_TEST_REDIS_URL")
+    if hasattr(request, "param"):
+        yield redis_servers.url(request.param)
+        return
     if given:
         yield given
         return

@@ -5,6 +5,7 @@ with FleetCache.from_url("redis://127.0.0.1:6379/0") as cache:
     cache.list_sessions(profile_name="mate", username="alice")
 """
 
+from x2gofleet.aio import AsyncFleetCache
 from x2gofleet.cache import FleetCache
 from x2gofleet.errors import (
     CacheUnavailable,
@@ -24,6 +25,7 @@ from x2gofleet.rows import Mount, RejectedRow, SessionInfo
 from x2gofleet.snapshot import Snapshot
 
 __all__ = [
+    "AsyncFleetCache",
     "CacheUnavailable",
     "Candidate",
     "FleetCache",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Self
 
 import redis
 
-from x2gofleet.connection import Breaker, client_from_url, exchange, unavailable
+from x2gofleet.connection import Breaker, Link, link_from_url, link_of, opens_breaker, unavailable
 from x2gofleet.events import Events
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 from x2gofleet.kinds import Kind
@@ -17,8 +18,6 @@ from x2gofleet.model import SessionList
 from x2gofleet.placement import RESERVATION_SECONDS, Placement
 from x2gofleet.questions import LOOKUP_SECONDS, Questions
 from x2gofleet.snapshot import Snapshot
-
-_UNANSWERED = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
 
 
 class Guard:
@@ -40,13 +39,13 @@ class Guard:
     ) -> None:
         if value is None:
             self._breaker.succeeded()
-        elif isinstance(value, _UNANSWERED):
+        elif isinstance(value, (redis.exceptions.RedisError, OSError)):
             failure = unavailable(value, "asking Redis")
-            self._breaker.failed(str(failure))
+            if opens_breaker(value):
+                self._breaker.failed(str(failure))
+            else:
+                self._breaker.succeeded()
             raise failure from value
-        elif isinstance(value, redis.exceptions.RedisError):
-            self._breaker.succeeded()
-            raise unavailable(value, "asking Redis") from value
 
 
 class FleetCache:
@@ -58,9 +57,9 @@ class FleetCache:
     The methods and their semantics follow ``x2go.cache.X2GoListSessionsCache`` of python-x2go where it has them.
     """
 
-    def __init__(self, client: redis.Redis, *, namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Use ``client``; ``from_url`` builds one with bounded timeouts."""
-        self._client = client
+    def __init__(self, client: redis.Redis | Link, *, namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Use a redis-py client, whose own timeouts hold, or a link; ``from_url`` makes one with bounded timeouts."""
+        self._link = link_of(client)
         self._questions = Questions(Lookups(Keys(namespace)))
         self._guard = Guard()
 
@@ -70,16 +69,17 @@ class FleetCache:
 
         Raises ValueError for another URL or namespace.
         """
-        return cls(client_from_url(url), namespace=namespace)
+        return cls(link_from_url(url), namespace=namespace)
 
     def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
         """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""
+        deadline = None if seconds is None else time.monotonic() + seconds
         try:
             commands = next(query)
             while True:
                 if commands:
                     with self._guard:
-                        replies = exchange(self._client, commands)
+                        replies = self._link.exchange(commands, deadline=deadline)
                 else:
                     replies = []
                 commands = query.send(replies)
@@ -280,7 +280,7 @@ class FleetCache:
 
     def close(self) -> None:
         """Close the connections to Redis."""
-        self._client.close()
+        self._link.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,151 +1,146 @@
-"""connection: a Redis URL -> a redis-py client with every timeout and retry set explicitly.
+"""connection: a Redis URL -> a link to it, blocking or for asyncio, with every timeout set and nothing retried.
 
-redis-py's own defaults retry for seconds; a login must not wait for that. Host names are resolved in a thread of
-their own, because getaddrinfo has no timeout.
+redis-py's own defaults retry for seconds; a login must not wait for that.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import re
-import socket
-import threading
-import time
-from collections.abc import Sequence
-from typing import Any
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection
 from redis.retry import Retry
 
-from x2gofleet.errors import CacheUnavailable
+from x2gofleet.aiolink import AsyncNodeLink
+from x2gofleet.failures import Breaker, opens_breaker, unavailable
+from x2gofleet.link import ClientLink, NodeLink
+from x2gofleet.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, Node
+from x2gofleet.resp import Command
+from x2gofleet.tls import Tls
+from x2gofleet.urls import DEFAULT_URL, RedisUrl, redact_url, url_from_environment
 
-DEFAULT_URL = "redis://127.0.0.1:6379/0"
-CONNECT_TIMEOUT_SECONDS = 0.25
-COMMAND_TIMEOUT_SECONDS = 0.5
-_RESOLVED_FOR_SECONDS = 30.0
+__all__ = [
+    "COMMAND_TIMEOUT_SECONDS",
+    "CONNECT_TIMEOUT_SECONDS",
+    "DEFAULT_URL",
+    "AsyncLink",
+    "Breaker",
+    "Command",
+    "Link",
+    "async_link_from_url",
+    "client_from_url",
+    "exchange",
+    "link_from_url",
+    "link_of",
+    "opens_breaker",
+    "redact_url",
+    "unavailable",
+    "url_from_environment",
+]
+
 _HAS_DRIVER_INFO = "driver_info" in inspect.signature(redis.Redis.__init__).parameters
 
-_URL_OPTIONS = {"db", "username", "password"}
-_PASSWORD_OPTION = re.compile(r"(?<=[?&]password=)[^&#]*", re.IGNORECASE)
 
-_Addresses = list[tuple[Any, ...]]
+class Link(Protocol):
+    """A way to one Redis, Sentinel group or Cluster. Thread-safe; usable in a forked child."""
 
+    def exchange(
+        self, commands: Sequence[Command], *, deadline: float | None = None, near: str | None = None
+    ) -> list[Any]:
+        """Send commands in one piece and return their undecoded replies: one round trip per node.
 
-def url_from_environment() -> str:
-    """Return X2GOFLEET_REDIS_URL, or the default URL on loopback."""
-    return os.environ.get("X2GOFLEET_REDIS_URL") or DEFAULT_URL
-
-
-def redact_url(url: str) -> str:
-    """Return ``url`` without its password, for messages."""
-    url = _PASSWORD_OPTION.sub("***", url)
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return re.sub(r"//.*@", "//***@", url)
-    if parts.password is None:
-        return url
-    name = f"{parts.username}:***@" if parts.username else ":***@"
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, name + host, parts.path, parts.query, parts.fragment))
-
-
-class Resolver:
-    """Resolves names in background threads; a caller waits a bounded time, and only for a first answer."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: dict[tuple[str, int], tuple[float, _Addresses]] = {}
-        self._running: dict[tuple[str, int], threading.Event] = {}
-
-    def addresses(self, host: str, port: int, *, timeout_seconds: float) -> _Addresses:
-        """Return what getaddrinfo gives for ``host``; the last known answer while a newer one is fetched.
-
-        Raises OSError when there is no answer within ``timeout_seconds``.
+        ``deadline`` is a value of time.monotonic: nothing goes on beyond it. Without one the link's own timeouts hold.
+        In a Cluster a command without a key goes to the node of ``near``, a key. Raises redis-py's errors (RedisError):
+        the first one among the replies after all of them were read, or a ConnectionError or TimeoutError.
         """
-        key = (host, port)
-        with self._lock:
-            known = self._known.get(key)
-            if known and time.monotonic() - known[0] < _RESOLVED_FOR_SECONDS:
-                return known[1]
-            done = self._running.get(key)
-            if done is None:
-                done = self._running[key] = threading.Event()
-                threading.Thread(target=self._resolve, args=(key, done), name="x2gofleet-resolver", daemon=True).start()
-        if known:
-            return known[1]
-        done.wait(timeout_seconds)
-        with self._lock:
-            known = self._known.get(key)
-        if known is None:
-            raise OSError(f"the name {host!r} could not be resolved within {timeout_seconds:g} s")
-        return known[1]
 
-    def _resolve(self, key: tuple[str, int], done: threading.Event) -> None:
-        try:
-            found: _Addresses = list(socket.getaddrinfo(*key, type=socket.SOCK_STREAM))
-            with self._lock:
-                self._known[key] = (time.monotonic(), found)
-        except (OSError, UnicodeError):
-            # UnicodeError: what is no host name at all, such as a label of 64 letters.
-            pass
-        finally:
-            with self._lock:
-                self._running.pop(key, None)
-            done.set()
+    def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
+        """Yield the keys of a glob pattern, on every node; one may come twice. Raises what ``exchange`` raises."""
+
+    def close(self) -> None:
+        """Close the connections."""
 
 
-_resolver = Resolver()
+class AsyncLink(Protocol):
+    """A Link for asyncio. A cancelled exchange leaves no reply to anybody else."""
+
+    async def exchange(
+        self, commands: Sequence[Command], *, deadline: float | None = None, near: str | None = None
+    ) -> list[Any]:
+        """Do what ``Link.exchange`` does."""
+
+    def scan(self, match: str, *, deadline: float | None = None) -> AsyncIterator[bytes]:
+        """Do what ``Link.scan`` does."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
 
 
-class ResolvedConnection(Connection):
-    """A TCP connection whose host name is resolved off the caller's path."""
-
-    def _connect(self) -> socket.socket:
-        timeout = self.socket_connect_timeout or CONNECT_TIMEOUT_SECONDS
-        deadline = time.monotonic() + timeout
-        failure: OSError = OSError(f"the name {self.host!r} has no address")
-        for family, kind, protocol, _, address in _resolver.addresses(
-            self.host, int(self.port), timeout_seconds=timeout
-        ):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                sock.settimeout(left)
-                sock.connect(address)
-                sock.settimeout(self.socket_timeout)
-            except OSError as exc:
-                sock.close()
-                failure = exc
-                continue
-            return sock
-        raise failure
+def _node_link(parsed: RedisUrl, node: Node) -> Link:
+    return NodeLink(node)
 
 
-def _is_understood(url: str) -> bool:
-    """Whether redis-py would take ``url`` as it is meant: it ignores a database that is no number, and lets options
-    in a URL replace timeouts and the decoding of replies."""
-    try:
-        parts = urlsplit(url)
-        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        _ = parts.port
-    except ValueError:
-        return False
-    path = parts.path.removeprefix("/")
-    database = options["db"][-1] if "db" in options else path if parts.scheme == "redis" else ""
-    return (
-        (parts.scheme == "redis" or (parts.scheme == "unix" and path != ""))
-        and options.keys() <= _URL_OPTIONS
-        and re.fullmatch(r"[0-9]*", database) is not None
+def _async_node_link(parsed: RedisUrl, node: Node) -> AsyncLink:
+    return AsyncNodeLink(node)
+
+
+# By RedisUrl.kind. A Node is a first server; the others of the group have its settings but host and port.
+_LINKS: dict[str, Callable[[RedisUrl, Node], Link]] = {"node": _node_link, "unix": _node_link}
+_ASYNC_LINKS: dict[str, Callable[[RedisUrl, Node], AsyncLink]] = {"node": _async_node_link, "unix": _async_node_link}
+
+
+def _understood(
+    url: str, connect_timeout_seconds: float, command_timeout_seconds: float, max_connections: int | None
+) -> tuple[RedisUrl, Node]:
+    parsed = RedisUrl.parse(url)
+    host, port = parsed.hosts[0] if parsed.hosts else ("", 0)
+    node = Node(
+        host,
+        port,
+        parsed.path,
+        parsed.database,
+        parsed.credentials,
+        Tls(parsed.tls) if parsed.tls else None,
+        connect_timeout_seconds,
+        command_timeout_seconds,
+        max_connections,
     )
+    return parsed, node
+
+
+def link_from_url(
+    url: str,
+    *,
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
+    command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
+    max_connections: int | None = None,
+) -> Link:
+    """Return a link to what ``url`` names (docs/redis.md has the forms); nothing is sent yet.
+
+    ``max_connections`` is per server; who gets none waits for one within its deadline. Raises ValueError for a URL of
+    another form, and for a password or TLS file that can't be used.
+    """
+    parsed, node = _understood(url, connect_timeout_seconds, command_timeout_seconds, max_connections)
+    return _LINKS[parsed.kind](parsed, node)
+
+
+def async_link_from_url(
+    url: str,
+    *,
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
+    command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
+    max_connections: int | None = None,
+) -> AsyncLink:
+    """Return what ``link_from_url`` does, for asyncio."""
+    parsed, node = _understood(url, connect_timeout_seconds, command_timeout_seconds, max_connections)
+    return _ASYNC_LINKS[parsed.kind](parsed, node)
+
+
+def link_of(client: redis.Redis | Link) -> Link:
+    """Return a link over a redis-py client, or the link that was given."""
+    return ClientLink(client) if isinstance(client, redis.Redis) else client
 
 
 def client_from_url(
@@ -155,15 +150,16 @@ def client_from_url(
     command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
     max_connections: int | None = None,
 ) -> redis.Redis:
-    """Return a redis-py client for ``redis://host:port/db`` or ``unix:///path?db=0``; nothing is sent yet.
+    """Return a redis-py client of one server (redis://, rediss://, unix://), for tools; nothing is sent yet.
 
+    Its timeouts hold for each read and names are resolved on the caller's path: lookups go through a link instead.
     Raises ValueError for a URL of another form.
     """
-    if not _is_understood(url):
-        raise ValueError(
-            f"{redact_url(url)!r} is no Redis URL of this version: use redis://HOST:PORT/DB or unix:///PATH?db=DB"
-        )
+    parsed = RedisUrl.parse(url)
     options: dict[str, Any] = {
+        "db": parsed.database,
+        "username": parsed.credentials.username or None,
+        "password": parsed.credentials.read() or None,
         "socket_timeout": command_timeout_seconds,
         "socket_connect_timeout": connect_timeout_seconds,
         "retry": Retry(NoBackoff(), 0),
@@ -174,89 +170,25 @@ def client_from_url(
         # No CLIENT SETINFO: it costs a round trip each at the first call of a login.
         **({"driver_info": None} if _HAS_DRIVER_INFO else {"lib_name": None, "lib_version": None}),
     }
-    if max_connections is not None:
-        options["max_connections"] = max_connections
-    if urlsplit(url).scheme == "redis":
-        options["connection_class"] = ResolvedConnection
-    pool = redis.ConnectionPool.from_url(url, **options)
+    kind: Any = redis.Connection
+    if parsed.kind == "unix":
+        kind = redis.UnixDomainSocketConnection
+        options["path"] = parsed.path
+    elif parsed.kind == "node":
+        options["host"], options["port"] = parsed.hosts[0]
+    else:
+        raise ValueError(f"{redact_url(url)!r} is more than one server: use link_from_url")
+    if parsed.tls is not None:
+        kind = redis.SSLConnection
+        options |= {
+            "ssl_ca_certs": parsed.tls.ca_certs or None,
+            "ssl_certfile": parsed.tls.certfile or None,
+            "ssl_keyfile": parsed.tls.keyfile or None,
+        }
+    pool = redis.ConnectionPool(connection_class=kind, max_connections=max_connections, **options)
     return redis.Redis(connection_pool=pool)
 
 
-def exchange(client: redis.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Send commands in one piece and return their undecoded replies: one round trip.
-
-    Half the cost of a redis-py pipeline of a few commands. Raises the first error among the replies, after all of them
-    were read.
-    """
-    pool = client.connection_pool
-    connection = pool.get_connection()
-    try:
-        connection.send_packed_command(connection.pack_commands(commands))
-        replies: list[Any] = []
-        failure: redis.exceptions.ResponseError | None = None
-        for _ in commands:
-            try:
-                replies.append(connection.read_response())
-            except redis.exceptions.ResponseError as exc:
-                failure = failure or exc
-    except BaseException:
-        # Replies may still be under way: nobody else may take them for theirs.
-        connection.disconnect()
-        raise
-    finally:
-        pool.release(connection)
-    if failure is not None:
-        raise failure
-    return replies
-
-
-def unavailable(exc: Exception, what: str) -> CacheUnavailable:
-    """Return the CacheUnavailable for a redis-py error met while doing ``what``."""
-    text = str(exc) or type(exc).__name__
-    if isinstance(exc, redis.exceptions.BusyLoadingError):
-        text = f"Redis is still loading its data set: {text}"
-    elif isinstance(exc, redis.exceptions.ReadOnlyError):
-        text = f"Redis refuses writes: {text}"
-    elif isinstance(exc, redis.exceptions.OutOfMemoryError):
-        text = f"Redis is at its maxmemory: {text}"
-    elif isinstance(exc, redis.exceptions.NoPermissionError):
-        text = f"the Redis user lacks a right: {text}"
-    elif isinstance(exc, redis.exceptions.TimeoutError):
-        text = f"Redis did not answer in time: {text}"
-    return CacheUnavailable(f"{what}: {text}")
-
-
-class Breaker:
-    """After a failure, refuses calls at once for a while, but lets one trial through per period.
-
-    A broker that asks during an outage must not wait for a timeout at each call.
-    """
-
-    def __init__(self, *, open_seconds: float = 1.0, clock: Any = time.monotonic) -> None:
-        self._open_seconds = open_seconds
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._open_until: float | None = None
-        self._reason = ""
-
-    def check(self) -> None:
-        """Return if a call may be made; raise CacheUnavailable if the last one failed a moment ago."""
-        if self._open_until is None:
-            return
-        with self._lock:
-            now = self._clock()
-            if now < (self._open_until or 0.0):
-                raise CacheUnavailable(f"{self._reason} (not tried again for {self._open_seconds:g} s)")
-            self._open_until = now + self._open_seconds
-
-    def failed(self, reason: str) -> None:
-        """Record that a call failed."""
-        with self._lock:
-            self._open_until = self._clock() + self._open_seconds
-            self._reason = reason
-
-    def succeeded(self) -> None:
-        """Record that a call was answered."""
-        if self._open_until is not None:
-            with self._lock:
-                self._open_until = None
+def exchange(client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
+    """Send commands in one piece over a redis-py client and return their undecoded replies: one round trip."""
+    return ClientLink(client).exchange(commands)

@@ -25,6 +25,7 @@ FleetError
         └── ListingFailed   the command failed, or printed an error where rows belong
 """
 
+from enum import StrEnum
 from typing import Any
 
 
@@ -42,8 +43,31 @@ def _unpickled(cls: type[FleetError], args: tuple[Any, ...], attributes: dict[st
     return error
 
 
+class Unavailable(StrEnum):
+    """Why Redis could not be asked, for programs; docs/redis.md says what each means and how to mend it."""
+
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    LOADING = "loading"
+    READ_ONLY = "read_only"
+    MOVED = "moved"
+    OUT_OF_MEMORY = "out_of_memory"
+    NO_PERMISSION = "no_permission"
+    AUTHENTICATION = "authentication"
+    TLS = "tls"
+    NO_MASTER = "no_master"
+    CLUSTER_DOWN = "cluster_down"
+    NAME = "name"
+    BREAKER = "breaker"
+    OTHER = "other"
+
+
 class CacheUnavailable(FleetError):
-    """Redis could not be asked: unreachable, too slow, loading, or the circuit breaker is open."""
+    """Redis could not be asked; ``reason`` (Unavailable) tells apart why, the text says it to people."""
+
+    def __init__(self, message: str = "", reason: Unavailable = Unavailable.OTHER) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SchemaMismatch(FleetError):

@@ -16,7 +16,7 @@ from x2gofleet.load import LoadReport
 from x2gofleet.lookup import Lookups, Query, ServerStatus, View
 from x2gofleet.model import SessionList
 from x2gofleet.parsing import parse_sessions
-from x2gofleet.placement import Placements
+from x2gofleet.placement import RESERVATION_SECONDS, Placement, Placements
 from x2gofleet.rows import RejectedRow, SessionInfo
 from x2gofleet.snapshot import Snapshot
 
@@ -24,6 +24,9 @@ LOOKUP_SECONDS = 0.95
 """All that a lookup may take, so that a caller has its answer, or CacheUnavailable, within a second."""
 
 _AFTER_USER = re.compile(r"\d+-\d+_st")
+_TARGETS_KEPT = 1024
+
+_Rows = tuple[list[SessionInfo], tuple[RejectedRow, ...]]
 
 
 class Questions:
@@ -31,9 +34,39 @@ class Questions:
 
     def __init__(self, lookups: Lookups) -> None:
         self.lookups = lookups
-        placements = Placements(lookups)
-        self.place, self.reservations = placements.place, placements.reservations
-        self.reserve, self.release = placements.reserve, placements.release
+        self._placements = Placements(lookups)
+        self._parsed: dict[str, tuple[bytes, _Rows]] = {}
+
+    def _rows(self, snapshot: Snapshot) -> _Rows:
+        """Return the unfinished sessions of a snapshot; its text is parsed once, as it seldom changes."""
+        known = self._parsed.get(snapshot.target)
+        if known is not None and known[0] == snapshot.stdout:
+            return known[1]
+        if len(self._parsed) >= _TARGETS_KEPT:
+            self._parsed.clear()
+        found = _unfinished(snapshot.stdout, snapshot.server)
+        self._parsed[snapshot.target] = snapshot.stdout, found
+        return found
+
+    def _sessions(self, view: View, username: str | None) -> SessionList:
+        """Return the unfinished sessions of a View, with ``username`` that user's alone."""
+        rows: list[SessionInfo] = []
+        rejected: list[RejectedRow] = []
+        for snapshot in view.snapshots:
+            if username is None:
+                listed, left_out = self._rows(snapshot)
+            else:
+                listed, left_out = _unfinished(_lines_with(snapshot.stdout, username), snapshot.server)
+                listed = [row for row in listed if row.username == username]
+            rows += listed
+            rejected += left_out
+        return SessionList.from_rows(
+            rows,
+            rejected=rejected,
+            missing_servers=view.missing_servers,
+            oldest_age=view.oldest_age,
+            asked_at=view.asked_at,
+        )
 
     def _resolve(
         self, session_uuid: str | None, profile_name: str | None, username: str | None
@@ -81,11 +114,11 @@ class Questions:
         username: str | None = None,
     ) -> Query[SessionList | None]:
         found = yield from self._view(Kind.SESSIONS, session_uuid, profile_name, username)
-        return None if found is None else sessions_of(*found)
+        return None if found is None else self._sessions(*found)
 
     def find_sessions(self, *, username: str) -> Query[SessionList | None]:
         view = yield from self.lookups.fleet_view(Kind.SESSIONS, username)
-        return sessions_of(view, username) if view.cached else None
+        return self._sessions(view, username) if view.cached else None
 
     def list_desktops(
         self,
@@ -224,6 +257,20 @@ class Questions:
     def forget_session(self, session_uuid: str) -> Query[None]:
         return self.lookups.forget(session_uuid)
 
+    def place(
+        self, profile_name: str, username: str, *, reserve_seconds: float = RESERVATION_SECONDS
+    ) -> Query[Placement | None]:
+        return self._placements.place(profile_name, username, reserve_seconds=reserve_seconds)
+
+    def reservations(self, profile_name: str) -> Query[dict[str, int] | None]:
+        return self._placements.reservations(profile_name)
+
+    def reserve(self, server: str, username: str, *, seconds: float = RESERVATION_SECONDS) -> Query[int]:
+        return self._placements.reserve(server, username, seconds=seconds)
+
+    def release(self, server: str, username: str) -> Query[bool]:
+        return self._placements.release(server, username)
+
 
 def belongs_to(session_name: str, username: str) -> bool:
     """Whether a session is that user's, by its name: ``USER-DISPLAY-EPOCH_st...``."""
@@ -237,19 +284,6 @@ def _lines_with(stdout: bytes, username: str) -> bytes:
     return b"\n".join([line for line in stdout.split(b"\n") if field in line])
 
 
-def sessions_of(view: View, username: str | None) -> SessionList:
-    """Return the unfinished sessions of a View, with ``username`` that user's alone."""
-    rows: list[SessionInfo] = []
-    rejected: list[RejectedRow] = []
-    for snapshot in view.snapshots:
-        stdout = snapshot.stdout if username is None else _lines_with(snapshot.stdout, username)
-        listed, left_out = parse_sessions(stdout, server=snapshot.server)
-        rejected.extend(left_out)
-        rows.extend([row for row in listed if row.status != "F" and (username is None or row.username == username)])
-    return SessionList.from_rows(
-        rows,
-        rejected=rejected,
-        missing_servers=view.missing_servers,
-        oldest_age=view.oldest_age,
-        asked_at=view.asked_at,
-    )
+def _unfinished(stdout: bytes, server: str) -> _Rows:
+    rows, rejected = parse_sessions(stdout, server=server)
+    return [row for row in rows if row.status != "F"], rejected

@@ -3,7 +3,7 @@
 set -eu
 
 packages="x2goserver openssh-server openssh-client python3-x2go sqlite3 x11-utils x11-xserver-utils xauth xvfb
-sudo util-linux iproute2 perl faketime"
+sudo util-linux iproute2 perl faketime redis-server"
 
 missing=""
 for package in $packages; do

@@ -8,22 +8,27 @@ from typing import Any
 import pytest
 
 from x2gofleet import FleetCache
+from x2gofleet.aio import AsyncFleetCache
+
+from .reader import Awaited
 
 OpenCache = Callable[[str, str], Any]
 
-# Anything with FleetCache's methods, made of a URL and a namespace.
-IMPLEMENTATIONS: dict[str, OpenCache] = {
+# Anything with FleetCache's methods, made of a URL and a namespace. Those of DIRECT ask Redis at each call.
+DIRECT: dict[str, OpenCache] = {
     "FleetCache": lambda url, namespace: FleetCache.from_url(url, namespace=namespace),
+    "AsyncFleetCache": lambda url, namespace: Awaited(AsyncFleetCache.from_url(url, namespace=namespace)),
 }
+IMPLEMENTATIONS: dict[str, OpenCache] = {**DIRECT}
 
 
-@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+@pytest.fixture(params=IMPLEMENTATIONS)
 def open_cache(request: pytest.FixtureRequest) -> Iterator[OpenCache]:
     """Opens readers of one implementation; they are closed at the test's end."""
     opened: list[Any] = []
 
     def open_one(url: str, namespace: str) -> Any:
-        opened.append(request.param(url, namespace))
+        opened.append(IMPLEMENTATIONS[request.param](url, namespace))
         return opened[-1]
 
     yield open_one

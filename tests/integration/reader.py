@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import selectors
 import signal
@@ -9,18 +10,21 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import redis
 from x2gofleet_workers import embedded
 
+from x2gofleet.aio import AsyncFleetCache
 from x2gofleet.connection import client_from_url
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.keys import Keys
 from x2gofleet.store import Store
+
+T = TypeVar("T")
 
 LOAD = b"loadavg 0.05 0.10 0.20\nmemtotal_kb 24000000\nmemavailable_kb 23000000\ncpus 2\ncpu_mhz 2450.0\n"
 
@@ -195,6 +199,41 @@ class CountingProxy:
         self._thread.join(5)
         for each in (self._listener, self._wake, self._woken):
             each.close()
+
+
+class Awaited:
+    """An AsyncFleetCache with blocking methods: its coroutines run in the event loop of a thread of its own."""
+
+    def __init__(self, cache: AsyncFleetCache) -> None:
+        self._cache = cache
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def _wait(self, awaitable: Awaitable[T]) -> T:
+        async def waiting() -> T:
+            return await awaitable
+
+        return asyncio.run_coroutine_threadsafe(waiting(), self._loop).result()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._cache, name)
+        return lambda *args, **more: self._wait(method(*args, **more))
+
+    def close(self) -> None:
+        """Close the cache and end the thread; a second call does nothing."""
+        if self._loop.is_closed():
+            return
+        self._wait(self._cache.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 Request = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The reader's contract on a real Valkey: what is cached, what is not, and what an answer lacks.
+"""The reader's contract on real servers of each version: what is cached, what is not, and what an answer lacks.
 
 The tests know readers by the fixtures ``cache`` and ``open_cache`` alone, so that they hold for every implementation.
 """
@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 import redis
 
+from tests.servers import VERSIONS
 from x2gofleet import Kind, SchemaMismatch, SessionList, SnapshotCorrupt, UnknownProfile
 from x2gofleet.keys import Keys
 from x2gofleet.snapshot import SCHEMA_VERSION, digest_of
 
+from .conftest import DIRECT
 from .reader import LOAD, CountingProxy, row, session_name, wait_until
+
+pytestmark = pytest.mark.parametrize("valkey_url", VERSIONS, indirect=True, scope="session")
 
 Publish = Callable[..., Any]
 StoreListing = Callable[..., Any]
@@ -794,6 +798,7 @@ def test_an_inventory_that_can_not_be_read_is_an_error(
 
 # What a lookup costs
 
+ASKING_REDIS = pytest.mark.parametrize("open_cache", DIRECT, indirect=True)
 
 QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "is_cached of a kind": lambda cache: cache.is_cached("mate", cache_type="sessions"),
@@ -812,6 +817,7 @@ QUESTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@ASKING_REDIS
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
 def test_a_lookup_is_one_round_trip_however_many_servers(
     open_cache: Callable[[str, str], Any],
@@ -842,6 +848,7 @@ def test_a_lookup_is_one_round_trip_however_many_servers(
         cache.close()
 
 
+@ASKING_REDIS
 def test_a_lookup_by_uuid_is_two_round_trips(
     open_cache: Callable[[str, str], Any],
     valkey_url: str,

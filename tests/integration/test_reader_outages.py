@@ -17,7 +17,10 @@ from x2gofleet.keys import Keys
 from x2gofleet.store import Store
 
 from ..conftest import FleetBuilder  # noqa: TID252
+from .conftest import DIRECT
 from .reader import OwnValkey, row, wait_until
+
+pytestmark = pytest.mark.parametrize("open_cache", DIRECT, indirect=True)
 
 AT_ONCE_SECONDS = 0.15
 

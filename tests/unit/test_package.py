@@ -17,7 +17,7 @@ WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
 LAYERS = ("errors", "kinds", "keys", "load", "rows", "parsing", "events", "fleet", "model", "snapshot", "connection")
-UPPER_LAYERS = ("lookup", "placement", "questions", "cache")
+UPPER_LAYERS = ("lookup", "placement", "questions", "cache", "aio")
 
 PROGRAM = """
 import sys
@@ -49,6 +49,7 @@ def run_without(blocked: set[str], body: str) -> str:
 
 def test_the_public_names() -> None:
     assert sorted(x2gofleet.__all__) == [
+        "AsyncFleetCache",
         "CacheUnavailable",
         "Candidate",
         "FleetCache",

@@ -1,0 +1,206 @@
+"""AsyncFleetCache: FleetCache for asyncio; the same questions, awaited."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from x2gofleet.cache import FleetCache, Guard
+from x2gofleet.connection import AsyncLink, async_link_from_url
+from x2gofleet.events import Events
+from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
+from x2gofleet.kinds import Kind
+from x2gofleet.load import LoadReport
+from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
+from x2gofleet.model import SessionList
+from x2gofleet.placement import RESERVATION_SECONDS, Placement
+from x2gofleet.questions import LOOKUP_SECONDS, Questions
+from x2gofleet.snapshot import Snapshot
+
+
+class AsyncFleetCache:
+    """Every method of FleetCache as a coroutine, with its arguments, answers and errors; ``aclose`` for ``close``.
+
+    Any number of tasks may ask at once, and each may be cancelled at any time. Not to be shared between threads.
+    """
+
+    def __init__(self, link: AsyncLink, *, namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Use ``link``; ``from_url`` makes one with bounded timeouts."""
+        self._link = link
+        self._questions = Questions(Lookups(Keys(namespace)))
+        self._guard = Guard()
+
+    @classmethod
+    def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE) -> Self:
+        """Return a cache that reads from the Redis at ``url``, as FleetCache does; connects at the first call.
+
+        Raises ValueError for another URL or namespace.
+        """
+        return cls(async_link_from_url(url), namespace=namespace)
+
+    async def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
+        """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        try:
+            commands = next(query)
+            while True:
+                if commands:
+                    with self._guard:
+                        replies = await self._link.exchange(commands, deadline=deadline)
+                else:
+                    replies = []
+                commands = query.send(replies)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def is_cached(
+        self,
+        profile_name: str | None = None,
+        session_uuid: str | None = None,
+        cache_type: str | Kind | None = None,
+        *,
+        username: str | None = None,
+    ) -> bool:
+        return await self._run(self._questions.is_cached(profile_name, session_uuid, cache_type, username=username))
+
+    async def list_sessions(
+        self,
+        session_uuid: str | None = None,
+        *,
+        profile_name: str | None = None,
+        username: str | None = None,
+    ) -> SessionList | None:
+        return await self._run(
+            self._questions.list_sessions(session_uuid, profile_name=profile_name, username=username)
+        )
+
+    async def find_sessions(self, *, username: str) -> SessionList | None:
+        return await self._run(self._questions.find_sessions(username=username))
+
+    async def list_desktops(
+        self,
+        session_uuid: str | None = None,
+        *,
+        profile_name: str | None = None,
+        username: str | None = None,
+    ) -> list[str] | None:
+        return await self._run(
+            self._questions.list_desktops(session_uuid, profile_name=profile_name, username=username)
+        )
+
+    async def list_mounts(
+        self,
+        session_uuid: str | None = None,
+        *,
+        profile_name: str | None = None,
+        username: str | None = None,
+    ) -> list[str] | None:
+        return await self._run(self._questions.list_mounts(session_uuid, profile_name=profile_name, username=username))
+
+    async def load(self, profile_name: str) -> dict[str, LoadReport] | None:
+        return await self._run(self._questions.load(profile_name))
+
+    async def snapshots(
+        self,
+        *,
+        profile_name: str | None = None,
+        server: str | None = None,
+        kind: str | Kind | None = None,
+        username: str | None = None,
+    ) -> tuple[Snapshot, ...]:
+        return await self._run(
+            self._questions.snapshots(profile_name=profile_name, server=server, kind=kind, username=username)
+        )
+
+    async def view(self, kind: str | Kind, *, profile_name: str | None = None, username: str | None = None) -> View:
+        return await self._run(self._questions.view(kind, profile_name=profile_name, username=username))
+
+    async def servers(self) -> tuple[ServerStatus, ...]:
+        return await self._run(self._questions.servers())
+
+    async def events(self, *, since: str | None = None, server: str | None = None, limit: int = 1000) -> Events:
+        return await self._run(self._questions.events(since=since, server=server, limit=limit))
+
+    async def profiles(self) -> tuple[str, ...]:
+        return await self._run(self._questions.profiles())
+
+    async def update(
+        self,
+        profile_name: str,
+        update_sessions: bool = True,
+        update_desktops: bool = False,
+        update_mounts: bool = False,
+        *,
+        username: str | None = None,
+        timeout: float = 10.0,
+    ) -> tuple[Snapshot, ...]:
+        return await self._run(
+            self._questions.update(
+                profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
+            ),
+            seconds=None,
+        )
+
+    async def update_all(
+        self,
+        update_sessions: bool = True,
+        update_desktops: bool = False,
+        update_mounts: bool = False,
+        *,
+        timeout: float = 10.0,
+    ) -> tuple[Snapshot, ...]:
+        return await self._run(
+            self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
+            seconds=None,
+        )
+
+    async def delete(self, profile_name: str, *, timeout: float = 10.0) -> None:
+        await self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
+
+    async def check_cache(self, *, timeout: float = 10.0) -> None:
+        await self._run(self._questions.check_cache(timeout=timeout), seconds=None)
+
+    async def register_session(self, session_uuid: str, profile_name: str, username: str | None = None) -> None:
+        await self._run(self._questions.register_session(session_uuid, profile_name, username))
+
+    async def forget_session(self, session_uuid: str) -> None:
+        await self._run(self._questions.forget_session(session_uuid))
+
+    async def place(
+        self, profile_name: str, username: str, *, reserve_seconds: float = RESERVATION_SECONDS
+    ) -> Placement | None:
+        return await self._run(self._questions.place(profile_name, username, reserve_seconds=reserve_seconds))
+
+    async def reservations(self, profile_name: str) -> dict[str, int] | None:
+        return await self._run(self._questions.reservations(profile_name))
+
+    async def reserve(self, server: str, username: str, *, seconds: float = RESERVATION_SECONDS) -> int:
+        return await self._run(self._questions.reserve(server, username, seconds=seconds))
+
+    async def release(self, server: str, username: str) -> bool:
+        return await self._run(self._questions.release(server, username))
+
+    async def aclose(self) -> None:
+        """Close the connections to Redis."""
+        await self._link.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _describe() -> None:
+    """Give each method the docstring of its twin."""
+    for name, method in vars(AsyncFleetCache).items():
+        twin = vars(FleetCache).get(name)
+        if twin is not None and method.__doc__ is None:
+            method.__doc__ = twin.__doc__
+
+
+_describe()

@@ -1,0 +1,143 @@
+"""failures: what went wrong with Redis, told apart: a redis-py error -> CacheUnavailable; and the circuit breaker."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+
+from x2gofleet.errors import CacheUnavailable, Unavailable
+from x2gofleet.forks import begins_anew
+from x2gofleet.resolving import NameNotResolved
+from x2gofleet.tls import tls_failure
+
+
+class LinkFailed(redis.exceptions.ConnectionError):
+    """No reply came, and ``reason`` says why: the server could not be reached, or ended the connection."""
+
+    def __init__(self, text: str, reason: Unavailable = Unavailable.UNREACHABLE) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class LinkTimeout(redis.exceptions.TimeoutError):
+    """No reply came in time."""
+
+
+# What a reply says of the server it comes from: another one may be asked, or this one again over a new connection.
+DROPS_CONNECTION = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ConnectionError,
+    redis.exceptions.MasterDownError,
+)
+
+_REASONS: tuple[tuple[type[Exception], Unavailable, str], ...] = (
+    (redis.exceptions.BusyLoadingError, Unavailable.LOADING, "Redis is still loading its data set"),
+    (redis.exceptions.ReadOnlyError, Unavailable.READ_ONLY, "Redis refuses writes"),
+    (redis.exceptions.OutOfMemoryError, Unavailable.OUT_OF_MEMORY, "Redis is at its maxmemory"),
+    (redis.exceptions.NoPermissionError, Unavailable.NO_PERMISSION, "the Redis user lacks a right"),
+    (
+        redis.exceptions.AuthenticationError,
+        Unavailable.AUTHENTICATION,
+        "Redis refuses the user name or password, or wants one (in the URL, X2GOFLEET_REDIS_PASSWORD_FILE or "
+        "X2GOFLEET_REDIS_PASSWORD)",
+    ),
+    (redis.exceptions.MasterDownError, Unavailable.NO_MASTER, "a replica of Redis has lost its master"),
+    (redis.sentinel.MasterNotFoundError, Unavailable.NO_MASTER, "the sentinels know no master"),
+    (redis.exceptions.AskError, Unavailable.MOVED, "this Redis is a Cluster, use redis+cluster://"),
+    (redis.exceptions.ClusterCrossSlotError, Unavailable.MOVED, "this Redis is a Cluster, use redis+cluster://"),
+    (redis.exceptions.TryAgainError, Unavailable.MOVED, "the Redis Cluster is moving these keys"),
+    (redis.exceptions.ClusterDownError, Unavailable.CLUSTER_DOWN, "the Redis Cluster is down"),
+    (redis.exceptions.TimeoutError, Unavailable.TIMEOUT, "Redis did not answer in time"),
+    (TimeoutError, Unavailable.TIMEOUT, "Redis did not answer in time"),
+    (NameNotResolved, Unavailable.NAME, ""),
+    (ssl.SSLError, Unavailable.TLS, ""),
+    (redis.exceptions.InvalidResponse, Unavailable.OTHER, "what answers there is no Redis"),
+    (redis.exceptions.ConnectionError, Unavailable.UNREACHABLE, ""),
+    (OSError, Unavailable.UNREACHABLE, ""),
+)
+_REFUSES_WRITES = ("MISCONF", "NOREPLICAS")
+
+
+def unavailable(exc: Exception, what: str) -> CacheUnavailable:
+    """Return the CacheUnavailable for a redis-py error met while doing ``what``."""
+    text = str(exc) or type(exc).__name__
+    if isinstance(exc, LinkFailed):
+        return CacheUnavailable(f"{what}: {text}", exc.reason)
+    if text.startswith(_REFUSES_WRITES):
+        return CacheUnavailable(f"{what}: Redis refuses writes: {text}", Unavailable.READ_ONLY)
+    for kind, reason, said in _REASONS:
+        if isinstance(exc, kind):
+            return CacheUnavailable(f"{what}: {said}: {text}" if said else f"{what}: {text}", reason)
+    return CacheUnavailable(f"{what}: {text}", Unavailable.OTHER)
+
+
+def opens_breaker(exc: Exception) -> bool:
+    """Whether an error is no proof that the server answers this client: then the next calls needn't try at once."""
+    return isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError))
+
+
+def link_failure(exc: Exception, place: str, host: str, doing: str) -> redis.exceptions.RedisError:
+    """Return what an exchange raises for an error of the socket or of TLS met while ``doing`` ("connecting").
+
+    ``place`` is where Redis is, as people write it; ``host`` the name that its certificate must have.
+    """
+    if isinstance(exc, redis.exceptions.RedisError):
+        return exc
+    if isinstance(exc, NameNotResolved):
+        return LinkFailed(str(exc), Unavailable.NAME)
+    if isinstance(exc, TimeoutError):
+        return LinkTimeout(f"{place}: no time was left while {doing}")
+    if isinstance(exc, ssl.SSLEOFError):
+        return LinkFailed(f"{place} ended the connection while {doing}", Unavailable.UNREACHABLE)
+    if isinstance(exc, ssl.SSLError):
+        return LinkFailed(tls_failure(exc, place, host), Unavailable.TLS)
+    if isinstance(exc, OSError):
+        return LinkFailed(f"{place}: {exc.strerror or exc} while {doing}")
+    return LinkFailed(f"{place}: {exc} while {doing}", Unavailable.OTHER)
+
+
+class Breaker:
+    """After a failure, refuses calls at once for a while, but lets one trial through per period.
+
+    A broker that asks during an outage must not wait for a timeout at each call.
+    """
+
+    def __init__(self, *, open_seconds: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._open_seconds = open_seconds
+        self._clock = clock
+        self._open_until: float | None = None
+        self._reason = ""
+        self.after_fork()
+        begins_anew(self)
+
+    def after_fork(self) -> None:
+        """Forget the parent's lock, which another thread may have held."""
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Return if a call may be made; raise CacheUnavailable if the last one failed a moment ago."""
+        if self._open_until is None:
+            return
+        with self._lock:
+            now = self._clock()
+            if now < (self._open_until or 0.0):
+                raise CacheUnavailable(
+                    f"{self._reason} (not tried again for {self._open_seconds:g} s)", Unavailable.BREAKER
+                )
+            self._open_until = now + self._open_seconds
+
+    def failed(self, reason: str) -> None:
+        """Record that a call failed."""
+        with self._lock:
+            self._open_until = self._clock() + self._open_seconds
+            self._reason = reason
+
+    def succeeded(self) -> None:
+        """Record that a call was answered."""
+        if self._open_until is not None:
+            with self._lock:
+                self._open_until = None

@@ -1,0 +1,283 @@
+"""link: commands to one Redis server and their replies, over a pool of blocking connections with hard deadlines.
+
+Not redis-py's connections: their timeouts hold for each read, so that a server that drips bytes is waited for without
+end; and a bare exchange costs half of theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from time import monotonic
+from typing import Any
+
+import redis
+
+from x2gofleet.failures import link_failure
+from x2gofleet.forks import begins_anew
+from x2gofleet.node import (
+    READ_BYTES,
+    SCAN_COUNT,
+    Node,
+    all_in_use,
+    drops_connection,
+    left,
+    scanned,
+    settled,
+    share_of,
+)
+from x2gofleet.resolving import resolver
+from x2gofleet.resp import MISSING, Command, new_reader, pack
+
+
+class _Connection:
+    """One connected socket; whoever gets an error from it closes it."""
+
+    __slots__ = ("_reader", "_sock", "generation")
+
+    def __init__(self, sock: socket.socket, generation: int) -> None:
+        self._sock, self.generation = sock, generation
+        self._reader = new_reader()
+
+    def talk(self, packed: bytes, count: int, until: float) -> list[Any]:
+        """Send, and read ``count`` replies. Raises OSError, TimeoutError among them, and InvalidResponse."""
+        sock, reader = self._sock, self._reader
+        sock.settimeout(left(until))
+        sock.sendall(packed)
+        replies: list[Any] = []
+        while True:
+            sock.settimeout(left(until))
+            data = sock.recv(READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the server ended the connection")
+            reader.feed(data)
+            while len(replies) < count:
+                reply = reader.gets()
+                if reply is MISSING:
+                    break
+                replies.append(reply)
+            else:
+                return replies
+
+    def idle(self) -> bool:
+        """Whether nothing came since the last reply: neither the end of the connection nor what nobody asked for."""
+        try:
+            self._sock.settimeout(0.0)
+            self._sock.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError as exc:
+            # What a TLS socket raises instead of BlockingIOError.
+            return type(exc).__name__ == "SSLWantReadError"
+        return False
+
+    def close(self) -> None:
+        """Close the socket."""
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class NodeLink:
+    """A Link to one server. Thread-safe; a forked child makes connections of its own."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._generation = 0
+        self.after_fork()
+        begins_anew(self)
+
+    def after_fork(self) -> None:
+        """Leave the parent's connections to the parent."""
+        self._idle: deque[_Connection] = deque()
+        limit = self.node.max_connections
+        self._places = threading.Semaphore(limit) if limit else None
+
+    def exchange(
+        self, commands: Sequence[Command], *, deadline: float | None = None, near: str | None = None
+    ) -> list[Any]:
+        """Send commands in one piece and return their undecoded replies: one round trip.
+
+        ``deadline`` is a value of time.monotonic: nothing goes on beyond it. ``near`` is for a Cluster. Raises
+        redis-py's errors: the first one among the replies after all were read, or a ConnectionError or TimeoutError.
+        """
+        return settled(self.replies(commands, deadline=deadline))
+
+    def replies(self, commands: Sequence[Command], *, deadline: float | None = None) -> list[Any]:
+        """Return what ``exchange`` does, with error replies as exceptions in the list."""
+        if not commands:
+            return []
+        packed = pack(commands)
+        places = self._places
+        if places is not None:
+            until = self.node.until(deadline, connecting=True)
+            if not places.acquire(timeout=max(until - monotonic(), 0.0)):
+                raise all_in_use(self.node)
+        try:
+            return self._replies(packed, len(commands), deadline)
+        finally:
+            if places is not None:
+                places.release()
+
+    def _replies(self, packed: bytes, count: int, deadline: float | None) -> list[Any]:
+        connection = self._unused()
+        until = self.node.until(deadline, connecting=connection is None)
+        if connection is None:
+            connection = self._connected(until)
+        try:
+            replies = connection.talk(packed, count, until)
+        except BaseException as exc:
+            # Replies may still be under way: nobody else may take them for theirs.
+            connection.close()
+            if isinstance(exc, (OSError, redis.exceptions.InvalidResponse)):
+                raise self._failure(exc, "waiting for a reply") from exc
+            raise
+        if connection.generation != self._generation or drops_connection(replies):
+            connection.close()
+        else:
+            self._idle.append(connection)
+        return replies
+
+    def _unused(self) -> _Connection | None:
+        idle = self._idle
+        while True:
+            try:
+                connection = idle.pop()
+            except IndexError:
+                return None
+            if connection.idle():
+                return connection
+            connection.close()
+
+    def _connected(self, until: float) -> _Connection:
+        greeting = self.node.greeting()
+        try:
+            connection = _Connection(self._socket(self.node.connect_until(until)), self._generation)
+        except (OSError, ValueError) as exc:
+            raise self._failure(exc, "connecting") from exc
+        if greeting:
+            try:
+                settled(connection.talk(pack(greeting), len(greeting), until))
+            except BaseException as exc:
+                connection.close()
+                if isinstance(exc, (OSError, redis.exceptions.InvalidResponse)):
+                    raise self._failure(exc, "logging in") from exc
+                raise
+        return connection
+
+    def _socket(self, until: float) -> socket.socket:
+        node = self.node
+        if node.path:
+            return _connect(socket.AF_UNIX, node.path, until)
+        addresses = resolver.addresses(node.host, node.port, timeout_seconds=left(until))
+        failure: OSError = OSError("the name has no address")
+        for number, (family, _, _, _, address) in enumerate(addresses):
+            try:
+                sock = _connect(family, address, share_of(until, len(addresses) - number))
+                break
+            except OSError as exc:
+                failure = exc
+        else:
+            raise failure
+        if node.tls is None:
+            return sock
+        try:
+            sock.settimeout(left(until))
+            return node.tls.context().wrap_socket(sock, server_hostname=node.host)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _failure(self, exc: Exception, doing: str) -> redis.exceptions.RedisError:
+        return link_failure(exc, self.node.place, self.node.host, doing)
+
+    def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
+        """Yield the keys of a glob pattern; one may come twice. Raises what ``exchange`` raises."""
+        cursor = 0
+        while True:
+            (reply,) = self.exchange([("SCAN", cursor, "MATCH", match, "COUNT", SCAN_COUNT)], deadline=deadline)
+            cursor, keys = scanned(reply)
+            yield from keys
+            if cursor == 0:
+                return
+
+    def disconnect(self) -> None:
+        """Close the connections; those in use are closed after their reply. The next exchange makes a new one."""
+        self._generation += 1
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.disconnect()
+
+
+def _connect(family: int, address: Any, until: float) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.settimeout(left(until))
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class ClientLink:
+    """A Link over a redis-py client that somebody else made: its own timeouts hold, beside the deadline."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+
+    def exchange(
+        self, commands: Sequence[Command], *, deadline: float | None = None, near: str | None = None
+    ) -> list[Any]:
+        """Do what ``NodeLink.exchange`` does. The deadline is looked at before each reply."""
+        if not commands:
+            return []
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            replies: list[Any] = []
+            for _ in commands:
+                if deadline is not None and monotonic() > deadline:
+                    raise redis.exceptions.TimeoutError("no time was left while waiting for a reply")
+                try:
+                    replies.append(connection.read_response())
+                except redis.exceptions.ResponseError as exc:
+                    replies.append(exc)
+            if drops_connection(replies):
+                connection.disconnect()
+        except BaseException:
+            # Replies may still be under way: nobody else may take them for theirs.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+        return settled(replies)
+
+    def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
+        """Yield the keys of a glob pattern; one may come twice."""
+        cursor = 0
+        while True:
+            (reply,) = self.exchange([("SCAN", cursor, "MATCH", match, "COUNT", SCAN_COUNT)], deadline=deadline)
+            cursor, keys = scanned(reply)
+            yield from keys
+            if cursor == 0:
+                return
+
+    def close(self) -> None:
+        """Close the client."""
+        self.client.close()

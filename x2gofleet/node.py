@@ -1,0 +1,105 @@
+"""node: one Redis server, as the links to it (link.py, aiolink.py) know it: where, as whom, how long they wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from x2gofleet.errors import Unavailable
+from x2gofleet.failures import DROPS_CONNECTION, LinkFailed, LinkTimeout
+from x2gofleet.resp import Command
+from x2gofleet.tls import Tls
+from x2gofleet.urls import Credentials
+
+CONNECT_TIMEOUT_SECONDS = 0.25
+COMMAND_TIMEOUT_SECONDS = 0.5
+READ_BYTES = 65_536
+SCAN_COUNT = 500
+NOBODY = Credentials()
+# A name may have many addresses of which the first ones are dead: each gets a part of the time for connecting.
+_LEAST_CONNECT_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One server: ``host`` and ``port``, or the ``path`` of a unix socket. Times are seconds.
+
+    An exchange that finds a connection has ``command_timeout_seconds`` in all, one that has to make one also
+    ``connect_timeout_seconds``.
+    """
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    database: int = 0
+    credentials: Credentials = NOBODY
+    tls: Tls | None = None
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS
+    command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
+    max_connections: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is, as people write it."""
+        if self.path:
+            return self.path
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def until(self, deadline: float | None, *, connecting: bool) -> float:
+        """Return until when an exchange that begins now may last, on time.monotonic."""
+        seconds = self.command_timeout_seconds + (self.connect_timeout_seconds if connecting else 0.0)
+        until = time.monotonic() + seconds
+        return until if deadline is None or until < deadline else deadline
+
+    def connect_until(self, until: float) -> float:
+        """Return until when connecting may last, of an exchange that lasts ``until``."""
+        return min(until, time.monotonic() + self.connect_timeout_seconds)
+
+    def greeting(self) -> list[Command]:
+        """Return what is said first on a new connection. Raises LinkFailed where the password can't be read."""
+        try:
+            auth = self.credentials.auth()
+        except ValueError as exc:
+            raise LinkFailed(str(exc), Unavailable.AUTHENTICATION) from exc
+        said: list[Command] = [auth] if auth else []
+        return [*said, ("SELECT", self.database)] if self.database else said
+
+
+def share_of(until: float, addresses_left: int) -> float:
+    """Return until when the next of so many addresses may be tried, where all of them may last ``until``."""
+    now = time.monotonic()
+    return min(until, now + max((until - now) / addresses_left, _LEAST_CONNECT_SECONDS))
+
+
+def left(until: float) -> float:
+    """Return the seconds that are left. Raises TimeoutError where none are."""
+    seconds = until - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+def all_in_use(node: Node) -> LinkTimeout:
+    """Return what an exchange raises that got no connection in time."""
+    return LinkTimeout(f"{node.place}: all {node.max_connections} connections are in use")
+
+
+def drops_connection(replies: Sequence[Any]) -> bool:
+    """Whether a reply says that the next commands had better take another connection."""
+    return any(isinstance(reply, DROPS_CONNECTION) for reply in replies)
+
+
+def settled(replies: list[Any]) -> list[Any]:
+    """Return replies as they came; raises the first error among them."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+def scanned(reply: Sequence[Any]) -> tuple[int, list[bytes]]:
+    """Return the cursor and the keys of a SCAN's reply."""
+    cursor, keys = reply
+    return int(cursor), keys
