@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,45 @@ def test_reading(url: str) -> None:
 
 def test_reading_with_asyncio(url: str) -> None:
     assert run("read_async.py", url) == ["alice ['R on ts01', 'R on ts02']", "bob ['S on ts01']"]
+
+
+@pytest.fixture
+def ask_broker(url: str) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Runs examples/broker.py; ``ask_broker(task="...")`` posts a form as X2Go Client does."""
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "broker.py"), url, "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as broker:
+        assert broker.stdout is not None
+        address = broker.stdout.readline().strip()
+
+        def ask(**form: str) -> tuple[int, str]:
+            try:
+                with urllib.request.urlopen(address, urllib.parse.urlencode(form).encode(), timeout=10) as reply:
+                    return reply.status, reply.read().decode()
+            except urllib.error.HTTPError as exc:
+                with exc:
+                    return exc.code, exc.read().decode()
+
+        try:
+            yield ask
+        finally:
+            broker.terminate()
+
+
+def test_a_broker_of_sixty_lines(ask_broker: Callable[..., tuple[int, str]]) -> None:
+    assert ask_broker(task="listsessions", user="alice", password="x") == (
+        200,
+        "Access granted\nSTART_USER_SESSIONS\n\n[mate]\nname=mate\nuser=alice\n\nEND_USER_SESSIONS\n",
+    )
+    status, answer = ask_broker(task="selectsession", user="bob", password="x", sid="mate")
+    row_of_bob = row("bob", 51, "S").decode().strip()
+    assert (status, answer) == (200, f"Access granted\nSERVER:ts01:22\nSESSION_INFO:{row_of_bob}\n")
+    newcomers = [ask_broker(task="selectsession", user=f"new{n}", sid="mate")[1] for n in range(4)]
+    # ts01 has two sessions, ts02 one: the first newcomer evens that out.
+    assert [answer.count("SERVER:ts02:22") for answer in newcomers].count(1) in (2, 3)
+    assert not any("SESSION_INFO" in answer for answer in newcomers)
+    assert ask_broker(task="listsessions")[0] == 401
+    status, answer = ask_broker(task="selectsession", user="alice", sid="nowhere")
+    assert (status, answer) == (
+        503,
+        "no server of profile 'nowhere' can take a login: the fleet is not cached\n",
+    )
