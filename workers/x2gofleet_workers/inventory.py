@@ -1,4 +1,4 @@
-"""inventory: fleet.toml -> a validated Fleet; every error says file, line, key, reason and mend.
+"""inventory: fleet.toml, and what it imports -> a validated Fleet; errors say file, line, key, reason and mend.
 
 A target is one SSH login that is polled. A server of scope ``server`` is one target, named by its id; a profile or
 server of scope ``user`` makes targets ``user@server``.
@@ -15,14 +15,15 @@ import re
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 from x2gofleet.errors import InventoryError
 from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
 from x2gofleet.keys import is_server_id, is_username, target_id
 from x2gofleet.kinds import Kind
+from x2gofleet_workers.importing import READERS, Imported, ImportedProfile, merge
 from x2gofleet_workers.ssh import Endpoint
 
 Scope = Literal["server", "user"]
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 _LOGIN_KEYS = ("user", "port", "key_file", "known_hosts", "scope", "command", "deadline")
 _SERVER_KEYS = (*_LOGIN_KEYS, "host", "hostname", "labels", "weight", "drain")
 _PROFILE_KEYS = ("servers", "labels", "user", "key_file")
-_TABLES = ("defaults", "intervals", "ttls", "servers", "profiles")
+_TABLES = ("defaults", "intervals", "ttls", "servers", "profiles", "import")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """A validated inventory."""
+    """A validated inventory; ``imported`` are the further files that it was read from."""
 
     path: str
     servers: Mapping[str, Server]
     targets: Mapping[str, Target]
     profiles: Mapping[str, tuple[str, ...]]
+    imported: tuple[str, ...] = field(default=(), compare=False)
 
     def published(self) -> PublishedFleet:
         """Return what readers need of it; the version is a digest of that and of how targets are polled."""
@@ -124,7 +126,7 @@ def polled_kinds(target: Target) -> tuple[Kind, ...]:
 
 
 def load_inventory(path: str | Path) -> Fleet:
-    """Read and validate fleet.toml; raises InventoryError."""
+    """Read and validate fleet.toml and the files that it imports; raises InventoryError."""
     name = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -142,7 +144,10 @@ def load_inventory(path: str | Path) -> Fleet:
 
 
 def parse_inventory(text: str, path: str = "fleet.toml") -> Fleet:
-    """Validate the text of a fleet.toml; relative paths in it are relative to ``path``'s folder."""
+    """Validate the text of a fleet.toml; relative paths in it are relative to ``path``'s folder.
+
+    What it imports is read.
+    """
     try:
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:
@@ -155,31 +160,33 @@ def parse_inventory(text: str, path: str = "fleet.toml") -> Fleet:
 
 
 class InventoryFile:
-    """Follows the file that a Fleet was read from. A file that can't be used is refused, and the old one stays.
+    """Follows the files that a Fleet was read from. What can't be used is refused, and the old inventory stays.
 
     ``published`` is what readers are told of the inventory in force. Its version orders inventories: the time of the
-    file in ms (of the change, where it was seen: by ``now_ms``, the clock of Redis, where that is known), then a digest
-    of the content.
+    newest file in ms (of the change, where it was seen: by ``now_ms``, the clock of Redis, where that is known), then a
+    digest of the content.
     """
 
     def __init__(self, fleet: Fleet, now_ms: Callable[[], int | None] = lambda: None) -> None:
         self._fleet, self._now_ms = fleet, now_ms
-        self._seen = self._settling = _identity(fleet.path)
+        self._files = (fleet.path, *fleet.imported)
+        self._seen = self._settling = _identities(self._files)
         self._look = False
-        stamp_ms = self._seen[0] // 1_000_000 if self._seen else int(time.time() * 1000)
+        times_ns = [identity[0] for identity in self._seen if identity]
+        stamp_ms = max(times_ns) // 1_000_000 if times_ns else int(time.time() * 1000)
         self.published = _versioned(fleet, stamp_ms)
         self.error = ""
 
     def look_again(self) -> None:
-        """Have the next ``changed`` read the file whether it looks changed or not."""
+        """Have the next ``changed`` read the files whether they look changed or not."""
         self._look = True
 
     def changed(self) -> Fleet | None:
-        """Return the inventory where the file holds another one now; None where not, or where it can't be used.
+        """Return the inventory where the files hold another one now; None where not, or where it can't be used.
 
         To be called now and then: a changed file is read at the first call that finds it as the call before did.
         """
-        identity = _identity(self._fleet.path)
+        identity = _identities(self._files)
         settled, self._settling = identity == self._settling, identity
         # A part of a file that is being written may be a good inventory of fewer servers.
         if not self._look and (identity == self._seen or not settled):
@@ -191,18 +198,36 @@ class InventoryFile:
             if asked or str(exc) != self.error:
                 log.error("the changed inventory is refused, the one before stays in force: %s", exc)
             self.error = str(exc)
+            # The file at fault may be one that the inventory in force does not import.
+            self._follow((self._fleet.path, *self._fleet.imported, exc.path))
             return None
         self.error = ""
+        self._follow((fleet.path, *fleet.imported))
         if fleet == self._fleet:
+            self._fleet = fleet
             return None
         self._fleet = fleet
         self.published = _versioned(fleet, self._now_ms() or int(time.time() * 1000))
         return fleet
 
+    def _follow(self, files: tuple[str, ...]) -> None:
+        files = tuple(dict.fromkeys(files))
+        if files != self._files:
+            # Of files that were followed before, what was read is what was seen then.
+            known = dict(zip(self._files, self._seen, strict=True))
+            self._files = files
+            now = _identities(files)
+            self._seen = tuple(known.get(name, found) for name, found in zip(files, now, strict=True))
+            self._settling = now
+
 
 def _versioned(fleet: Fleet, stamp_ms: int) -> PublishedFleet:
     published = fleet.published()
     return replace(published, version=f"{stamp_ms:013d}-{published.version}")
+
+
+def _identities(paths: Iterable[str]) -> tuple[tuple[int, int, int] | None, ...]:
+    return tuple(_identity(path) for path in paths)
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:
@@ -220,14 +245,16 @@ class _Reader:
         self._lines = text.split("\n")
         self._path = path
         self._raw: dict[str, Any] = {}
+        self._imported = Imported()
 
     def fleet(self, raw: dict[str, Any]) -> Fleet:
         self._raw = raw
-        if "import" in raw:
-            self._fail(("import",), "", "importing profiles is not part of this version", "list servers and profiles")
         self._known((), raw, _TABLES)
         for name in raw:
             self._table((), raw, name)
+        files = self._files_to_import(raw)
+        if files:
+            raw = self._raw = self._with_imported(raw, files)
         defaults = self._table((), raw, "defaults")
         self._known(("defaults",), defaults, _LOGIN_KEYS)
         intervals, ttls = self._seconds(raw, "intervals"), self._seconds(raw, "ttls")
@@ -280,7 +307,28 @@ class _Reader:
             if target.scope == "server" and target.id not in used and self._only_user_profiles(target.server, targets)
         }
         kept = {name: target for name, target in targets.items() if name not in servers_only_for_users}
-        return Fleet(self._path, servers, kept, profiles)
+        return Fleet(self._path, servers, kept, profiles, tuple(files.values()))
+
+    def _files_to_import(self, raw: dict[str, Any]) -> dict[str, str]:
+        """Return the full path of each file of [import], by its kind."""
+        table = self._table((), raw, "import")
+        self._known(("import",), table, READERS)
+        return {key: self._full_path(("import",), key, self._text(("import",), table, key)) for key in table}
+
+    def _with_imported(self, raw: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+        """Return the document with the imported servers and profiles in it."""
+        found: list[ImportedProfile] = []
+        for key, path in files.items():
+            found.extend(READERS[key](path))
+        port = self._table((), raw, "defaults").get("port", 22)
+        self._imported = merge(found, self._table((), raw, "servers"), self._table((), raw, "profiles"), port)
+        return {**raw, "servers": self._imported.servers, "profiles": self._imported.profiles}
+
+    def _full_path(self, where: tuple[str, ...], key: str, value: str) -> str:
+        try:
+            return str((Path(self._path).parent / Path(value).expanduser()).absolute())
+        except RuntimeError:
+            return self._fail(where, key, f"{_shown(value)}: there is no such user", "write the path without '~'")
 
     def _only_user_profiles(self, server: str, targets: Mapping[str, Target]) -> bool:
         return any(target.server == server and target.scope == "user" for target in targets.values())
@@ -343,11 +391,7 @@ class _Reader:
                     where, "", f"{key} is missing", f'set it here or in [defaults]: {key} = "/etc/x2gofleet/..."'
                 )
             value = self._text(self._owner(where, key), login, key)
-            try:
-                paths[key] = str((Path(self._path).parent / Path(value).expanduser()).absolute())
-            except RuntimeError:
-                reason = f"{_shown(value)}: there is no such user"
-                self._fail(self._owner(where, key), key, reason, "write the path without '~'")
+            paths[key] = self._full_path(self._owner(where, key), key, value)
         command = login.get("command", "auto")
         if command not in ("auto", "wrapper"):
             owner = self._owner(where, "command")
@@ -456,7 +500,7 @@ class _Reader:
         value = table[key]
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             self._fail(where, key, f"{_shown(value)} is no text", "write it in quotes")
-        return cast(str, value).strip()
+        return value.strip()
 
     def _texts(self, where: tuple[str, ...], table: dict[str, Any], key: str) -> tuple[str, ...]:
         value = table.get(key, [])
@@ -487,8 +531,12 @@ class _Reader:
                 return number
         return None
 
-    def _fail(self, where: tuple[str, ...], key: str, reason: str, mend: str) -> None:
+    def _fail(self, where: tuple[str, ...], key: str, reason: str, mend: str) -> NoReturn:
         name = ".".join((*where, key) if key else where)
+        origin = self._imported.origins.get((where[0], where[1])) if len(where) > 1 else None
+        if origin is not None:
+            path, line, what = origin
+            raise InventoryError(path, f"as {name}: {reason}", line=line, key=what, mend=mend)
         raise InventoryError(self._path, reason, line=self._nearest_line(where, key), key=name, mend=mend)
 
     def _nearest_line(self, where: tuple[str, ...], key: str) -> int | None:
