@@ -157,7 +157,7 @@ class BrokerHost:
 
     def configure(self, profiles: Profiles, *, load_checker: bool = False, more: str = "") -> None:
         """Write the broker's configuration and session profiles; hosts with the addresses and ports of the servers."""
-        text = "[DEFAULT]\ncommand = MATE\nuser = BROKER_USER\n"
+        text = f"[DEFAULT]\ncommand = MATE\nuser = BROKER_USER\nbroker-use-load-checker = {str(load_checker).lower()}\n"
         for profile_id, servers in profiles.items():
             hosts = ", ".join(f"{name} ({server.host}:{server.port})" for name, server in servers.items())
             text += f"\n[{profile_id}]\nname = {profile_id}\nhost = {hosts}\n"
