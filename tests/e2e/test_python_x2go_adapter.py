@@ -16,6 +16,7 @@ from .polled import PROFILE
 from .realserver import RealX2GoServer
 
 START = """
+import os
 import x2go
 from x2go import X2GoClient
 from x2gofleet import FleetCache
@@ -27,10 +28,10 @@ CACHED = dict(
     auto_update_listmounts_cache=True, refresh_interval=3600,
 )
 
-def connect(client, port, user, key, profile):
+def connect(client, profile):
     uuid = client.register_session(
-        "127.0.0.1", port=port, username=user, key_filename=key, profile_name=profile, add_to_known_hosts=True,
-        allow_agent=False, look_for_keys=False, known_hosts=HOME + "/known_hosts",
+        profile_name=profile, add_to_known_hosts=True, allow_agent=False, look_for_keys=False,
+        known_hosts=os.environ["HOME"] + "/known_hosts",
     )
     client.connect_session(uuid)
     return uuid
@@ -46,13 +47,16 @@ def described(sessions):
 class Client:
     """An X2GoClient in the system's Python, connected to a server as one user."""
 
-    def __init__(self, python: SystemPython, server: RealX2GoServer, key: LoginKey, user: str = "alice") -> None:
-        self.python, self._server, self._key, self._user = python, server, key, user
+    def __init__(self, home: Path, server: RealX2GoServer, key: LoginKey, profile: str) -> None:
+        (home / ".x2goclient").mkdir(parents=True)
+        (home / ".x2goclient" / "sessions").write_text(
+            f"[20261123000000001]\nname={profile}\nhost={server.host}\nsshport={server.port}\nuser=alice\n"
+            f"key={key.private_path}\n"
+        )
+        self.python, self._profile = SystemPython(home), profile
 
-    def start(self, put_in_place: str, *, profile: str = PROFILE) -> None:
-        self.python.run(f"import os; HOME = os.environ['HOME']\n{START}\n{put_in_place}")
-        arguments = (self._server.port, self._user, str(self._key.private_path), profile)
-        self.python.run(f"uuid = connect(client, *{arguments!r})")
+    def start(self, put_in_place: str) -> None:
+        self.python.run(f"{START}\n{put_in_place}\nuuid = connect(client, {self._profile!r})")
 
     def sessions(self, options: str = "update_sessionregistry=False") -> Any:
         return self.python.value(f"described(client.list_sessions(uuid, {options}))")
@@ -94,9 +98,9 @@ def start_client(server: RealX2GoServer, login_key: LoginKey, tmp_path: Path) ->
         def start(put_in_place: str, *, profile: str = PROFILE) -> Client:
             nonlocal number
             number += 1
-            python = stack.enter_context(SystemPython(tmp_path / f"client-{number}"))
-            client = Client(python, server, login_key)
-            client.start(put_in_place, profile=profile)
+            client = Client(tmp_path / f"client-{number}", server, login_key, profile)
+            stack.enter_context(client.python)
+            client.start(put_in_place)
             return client
 
         yield start
@@ -293,7 +297,7 @@ def test_redis_down_a_lost_connection_and_unknown_sessions(
 
     client.python.run("client.listsessions_cache.delete('mate')")
     assert client.python.value("client.listsessions_cache.is_cached('mate')") is False
-    client.python.run("client.listsessions_cache.update_all(); ")
+    client.python.run("client.listsessions_cache.update_all()")
     assert client.python.value("client.listsessions_cache.is_cached('mate')") is True
 
     server.stop_sshd()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from x2gofleet_workers.importing import READERS, read_x2gobroker, read_x2goclient
+from x2gofleet_workers.importing import READERS, ImportedProfile
 from x2gofleet_workers.inventory import Fleet, parse_inventory
 
 from x2gofleet.errors import InventoryError
@@ -245,6 +245,7 @@ WRONG_BROKER: dict[str, tuple[str | bytes, int | None, str, str, str]] = {
     "a name with _": ("[p]\nhost=a_b (10.0.0.1)\n", 2, "[p] host", "no name with which", "letters"),
     "ipv6 in brackets": ("[p]\nhost=a ([2001:db8::1]:22)\n", 2, "[p] host", "brackets", "2001:db8::1:22"),
     "ipv6 without a port": ("[p]\nhost=a (2001:db8::1)\n", 2, "[p] host", "for a port", "2001:db8::1:22"),
+    "ipv6 from ::": ("[p]\nhost=a (::ffff:10.0.0.9:22)\n", 2, "[p] host", "at its beginning", "write the address"),
     "port behind a name": ("[p]\nhost=a:2222\n", 2, "[p] host", "neither a host name", "name (address:port)"),
     "a user before a name": ("[p]\nhost=root@a\n", 2, "[p] host", "neither a host name", "user="),
     "a range": ("[p]\nhost=ts[01-20]\n", 2, "[p] host", "neither a host name", "each server"),
@@ -359,40 +360,18 @@ def test_python_in_a_file_is_never_run(files: Files) -> None:
 
 PIECES = st.sampled_from(
     [
-        "[p]",
-        "[DEFAULT]",
-        "[1]",
-        "host=",
-        "host = a",
-        "name=x",
-        "sshport=22",
-        "  ",
-        "a (10.0.0.1)",
-        ",",
-        "(",
-        ")",
-        "[",
-        "]",
-    ]
-    + [
-        ":2222",
-        "::1",
-        "%",
-        "#",
-        ";",
-        "=",
-        "\n",
-        "\n",
-        "\n",
-        "\ufeff",
-        "\0",
-        "\r",
-        "'",
-        "[embedded]",
-        "user=u",
-        "key=/k",
+        *("[p]", "[DEFAULT]", "[1]", "host=", "host = a", "name=x", "sshport=22", "  ", "a (10.0.0.1)", ",", "(", ")"),
+        *("[", "]", ":2222", "::1", "%", "#", ";", "=", "\n", "\n", "\n", "\ufeff", "\0", "\r", "'", "[embedded]"),
+        *("user=u", "key=/k"),
     ]
 )
+
+
+def judged(reader: str, path: Path) -> tuple[ImportedProfile, ...] | InventoryError:
+    try:
+        return READERS[reader](str(path))
+    except InventoryError as exc:
+        return exc
 
 
 @given(
@@ -402,15 +381,13 @@ PIECES = st.sampled_from(
 def test_whatever_is_in_a_file(tmp_path: Path, text: str, reader: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    read = {"x2gobroker": read_x2gobroker, "x2goclient": read_x2goclient}[reader]
-    try:
-        profiles = read(str(path))
-    except InventoryError as exc:
-        assert exc.reason
-        assert exc.mend
-        assert exc.line is None or 1 <= exc.line <= text.replace("\r\n", "\n").replace("\r", "\n").count("\n") + 1
-    else:
-        for profile in profiles:
-            assert profile.name
-            assert profile.hosts
-            assert all(1 <= host.port <= 65535 for host in profile.hosts)
+    found = judged(reader, path)
+    if isinstance(found, InventoryError):
+        assert found.reason
+        assert found.mend
+        assert found.line is None or 1 <= found.line <= text.replace("\r\n", "\n").replace("\r", "\n").count("\n") + 1
+        return
+    for profile in found:
+        assert profile.name
+        assert profile.hosts
+        assert all(1 <= host.port <= 65535 for host in profile.hosts)

@@ -327,6 +327,8 @@ def _broker_host(file: _IniFile, section: str, entry: str, default_port: int) ->
         )
     if text.startswith("["):
         fail("x2gobroker drops an address in brackets", "write an IPv6 address without them, as in 2001:db8::1:22")
+    if text.startswith("::"):
+        fail("x2gobroker takes the colons at its beginning away", "write the address out, as in 0:0:0:0:0:0:0:1:22")
     address, port = text, default_port
     head, colon, tail = text.rpartition(":")
     if colon and re.fullmatch(r"[0-9]+", tail):

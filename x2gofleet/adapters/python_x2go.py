@@ -24,7 +24,7 @@ from x2gofleet.kinds import Kind
 from x2gofleet.lookup import View
 from x2gofleet.model import SessionList
 from x2gofleet.parsing import parse_desktops
-from x2gofleet.questions import belongs_to, sessions_of
+from x2gofleet.questions import belongs_to
 from x2gofleet.snapshot import Snapshot
 
 LIVE_SECONDS = 15.0
@@ -212,7 +212,7 @@ class X2GoListSessionsCache:
         if mounts is None:
             return None
         sessions = self._listing(profile_name, Kind.SESSIONS)
-        running = [] if sessions is None else [row.name for row in sessions.value.rows if row.status == "R"]
+        running = [] if sessions is None else _running(sessions.value)
         found: dict[str, list[str]] = {name: [] for name in running}
         for name, listed in mounts.value:
             found.setdefault(name, []).append(listed)
@@ -268,7 +268,7 @@ class X2GoListSessionsCache:
             said_at = before - snapshot.age
             match kind:
                 case Kind.SESSIONS:
-                    return _Listing(sessions_of(View((snapshot,), (), cached=True), username), said_at)
+                    return _Listing(_sessions(snapshot, username), said_at)
                 case Kind.DESKTOPS:
                     return _Listing(snapshot.desktops(), said_at)
                 case _:
@@ -378,20 +378,16 @@ class X2GoListSessionsCache:
             value = parse_desktops(_stdout(control.list_desktops(raw=True)))
         else:
             sessions = self._listing(profile_name, Kind.SESSIONS)
-            rows = sessions.value.rows if sessions is not None else self._live_rows(control)
-            running = [row.name for row in rows if row.status == "R"]
+            listed = self._live(profile_name, Kind.SESSIONS, control) if sessions is None else sessions
             value = [
                 (name, line)
-                for name in running
+                for name in _running(listed.value)
                 for line in _stdout(control.list_mounts(name, raw=True)).decode().splitlines()
                 if line
             ]
         if control.has_session_died():
             raise _control_session_exception("the X2Go control session has died")
         return _Listing(value, before)
-
-    def _live_rows(self, control: Any) -> Any:
-        return SessionList.from_stdout(_stdout(control.list_sessions(raw=True))).rows
 
 
 def install(
@@ -469,6 +465,18 @@ def _stdout(raw: Any) -> bytes:
     """Return what a ``raw=True`` call printed on stdout: it returns (stdout, stderr), bytes each."""
     stdout: bytes = raw[0]
     return stdout
+
+
+def _sessions(snapshot: Snapshot, username: str) -> SessionList:
+    """Return a user's sessions; a line of another user that is no row is nothing to this one."""
+    field_of_user = f"|{username}|".encode("utf-8", "surrogateescape")
+    lines = [line for line in snapshot.stdout.split(b"\n") if field_of_user in line]
+    listed = SessionList.from_stdout(b"\n".join(lines), server=snapshot.server)
+    return listed.for_user(username).without_finished()
+
+
+def _running(sessions: SessionList) -> list[str]:
+    return [row.name for row in sessions.rows if row.is_running() and not row.is_starting()]
 
 
 def _same_host(address: str, names: set[str]) -> bool:
