@@ -242,6 +242,8 @@ def test_what_the_fleet_can_not_tell_is_asked_over_the_client_s_own_connection(
     assert starting not in client.mounts()
     assert client.python.value("client.listsessions_cache.is_cached(session_uuid=uuid, cache_type='mounts')") is True
 
+    # python-x2go's connecting asks in its own way.
+    server.change_status("alice", starting, "F")
     mapped = start_client(put_in_place("profiles={'my-own-name': 'mate'}"), profile="my-own-name")
     assert mapped.python.value("client.listsessions_cache.is_cached(session_uuid=uuid)") is True
     assert set(mapped.sessions()) == {own}
