@@ -189,7 +189,7 @@ class AsyncNodeLink:
             raise self._failure(exc, "connecting") from exc
         if greeting:
             try:
-                settled(await connection.talk(pack(greeting), len(greeting)))
+                self.node.greeted(await connection.talk(pack(greeting), len(greeting)))
             except BaseException as exc:
                 connection.close()
                 if isinstance(exc, asyncio.CancelledError) and time.monotonic() >= until:

@@ -14,10 +14,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from x2gofleet.aiolink import AsyncNodeLink
+from x2gofleet.cluster import AsyncClusterLink, ClusterLink
 from x2gofleet.failures import Breaker, opens_breaker, unavailable
 from x2gofleet.link import ClientLink, NodeLink
 from x2gofleet.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, Node
 from x2gofleet.resp import Command
+from x2gofleet.sentinel import AsyncSentinelLink, SentinelLink
 from x2gofleet.tls import Tls
 from x2gofleet.urls import DEFAULT_URL, RedisUrl, redact_url, url_from_environment
 
@@ -45,6 +47,10 @@ _HAS_DRIVER_INFO = "driver_info" in inspect.signature(redis.Redis.__init__).para
 
 class Link(Protocol):
     """A way to one Redis, Sentinel group or Cluster. Thread-safe; usable in a forked child."""
+
+    @property
+    def one_clock(self) -> bool:
+        """Whether all keys are on one server, so that there is one TIME; not so in a Cluster."""
 
     def exchange(
         self, commands: Sequence[Command], *, deadline: float | None = None, near: str | None = None
@@ -87,8 +93,18 @@ def _async_node_link(parsed: RedisUrl, node: Node) -> AsyncLink:
 
 
 # By RedisUrl.kind. A Node is a first server; the others of the group have its settings but host and port.
-_LINKS: dict[str, Callable[[RedisUrl, Node], Link]] = {"node": _node_link, "unix": _node_link}
-_ASYNC_LINKS: dict[str, Callable[[RedisUrl, Node], AsyncLink]] = {"node": _async_node_link, "unix": _async_node_link}
+_LINKS: dict[str, Callable[[RedisUrl, Node], Link]] = {
+    "node": _node_link,
+    "unix": _node_link,
+    "sentinel": lambda parsed, node: SentinelLink(parsed.hosts, parsed.master, node),
+    "cluster": lambda parsed, node: ClusterLink(parsed.hosts, node),
+}
+_ASYNC_LINKS: dict[str, Callable[[RedisUrl, Node], AsyncLink]] = {
+    "node": _async_node_link,
+    "unix": _async_node_link,
+    "sentinel": lambda parsed, node: AsyncSentinelLink(parsed.hosts, parsed.master, node),
+    "cluster": lambda parsed, node: AsyncClusterLink(parsed.hosts, node),
+}
 
 
 def _understood(

@@ -16,7 +16,12 @@ from x2gofleet.tls import tls_failure
 
 
 class LinkFailed(redis.exceptions.ConnectionError):
-    """No reply came, and ``reason`` says why: the server could not be reached, or ended the connection."""
+    """No reply came, and ``reason`` says why: the server could not be reached, or ended the connection.
+
+    ``unsent`` tells that no command had been sent yet: another server may be asked instead.
+    """
+
+    unsent = False
 
     def __init__(self, text: str, reason: Unavailable = Unavailable.UNREACHABLE) -> None:
         super().__init__(text)
@@ -24,7 +29,9 @@ class LinkFailed(redis.exceptions.ConnectionError):
 
 
 class LinkTimeout(redis.exceptions.TimeoutError):
-    """No reply came in time."""
+    """No reply came in time; ``unsent`` as in LinkFailed."""
+
+    unsent = False
 
 
 # What a reply says of the server it comes from: another one may be asked, or this one again over a new connection.
@@ -59,6 +66,7 @@ _REASONS: tuple[tuple[type[Exception], Unavailable, str], ...] = (
     (redis.exceptions.ConnectionError, Unavailable.UNREACHABLE, ""),
     (OSError, Unavailable.UNREACHABLE, ""),
 )
+CONNECTING = ("connecting", "logging in")
 _REFUSES_WRITES = ("MISCONF", "NOREPLICAS")
 
 
@@ -80,11 +88,23 @@ def opens_breaker(exc: Exception) -> bool:
     return isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError))
 
 
+def is_unsent(exc: BaseException) -> bool:
+    """Whether an exchange failed before any command was sent."""
+    return isinstance(exc, (LinkFailed, LinkTimeout)) and exc.unsent
+
+
 def link_failure(exc: Exception, place: str, host: str, doing: str) -> redis.exceptions.RedisError:
     """Return what an exchange raises for an error of the socket or of TLS met while ``doing`` ("connecting").
 
     ``place`` is where Redis is, as people write it; ``host`` the name that its certificate must have.
     """
+    failure = _link_failure(exc, place, host, doing)
+    if isinstance(failure, (LinkFailed, LinkTimeout)) and doing in CONNECTING:
+        failure.unsent = True
+    return failure
+
+
+def _link_failure(exc: Exception, place: str, host: str, doing: str) -> redis.exceptions.RedisError:
     if isinstance(exc, redis.exceptions.RedisError):
         return exc
     if isinstance(exc, NameNotResolved):

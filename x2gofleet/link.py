@@ -44,9 +44,17 @@ class _Connection:
 
     def talk(self, packed: bytes, count: int, until: float) -> list[Any]:
         """Send, and read ``count`` replies. Raises OSError, TimeoutError among them, and InvalidResponse."""
+        self.send(packed, until)
+        return self.receive(count, until)
+
+    def send(self, packed: bytes, until: float) -> None:
+        """Send. Raises OSError, TimeoutError among them."""
+        self._sock.settimeout(left(until))
+        self._sock.sendall(packed)
+
+    def receive(self, count: int, until: float) -> list[Any]:
+        """Read ``count`` replies. Raises OSError, TimeoutError among them, and InvalidResponse."""
         sock, reader = self._sock, self._reader
-        sock.settimeout(left(until))
-        sock.sendall(packed)
         replies: list[Any] = []
         while True:
             sock.settimeout(left(until))
@@ -83,8 +91,57 @@ class _Connection:
         self.close()
 
 
+class Opened:
+    """A connection of a NodeLink for one exchange: ``send``, then ``receive``, or else ``abandon``."""
+
+    __slots__ = ("_connection", "_count", "_link", "_places", "_until")
+
+    def __init__(
+        self, link: NodeLink, connection: _Connection, until: float, places: threading.Semaphore | None
+    ) -> None:
+        self._link, self._connection, self._until, self._places = link, connection, until, places
+        self._count = 0
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Send commands in one piece. Raises what ``NodeLink.exchange`` raises."""
+        try:
+            self._connection.send(pack(commands), self._until)
+        except BaseException as exc:
+            self._broken(exc)
+            raise
+        self._count = len(commands)
+
+    def receive(self) -> list[Any]:
+        """Return the replies, error replies as exceptions. Raises what ``NodeLink.exchange`` raises."""
+        try:
+            replies = self._connection.receive(self._count, self._until)
+        except BaseException as exc:
+            self._broken(exc)
+            raise
+        self._link.give_back(self._connection, replies)
+        self._release()
+        return replies
+
+    def abandon(self) -> None:
+        """Close the connection, as replies may be under way: nobody else may take them for theirs."""
+        self._connection.close()
+        self._release()
+
+    def _broken(self, exc: BaseException) -> None:
+        self.abandon()
+        if isinstance(exc, (OSError, redis.exceptions.InvalidResponse)):
+            raise self._link.failure(exc, "waiting for a reply") from exc
+
+    def _release(self) -> None:
+        places, self._places = self._places, None
+        if places is not None:
+            places.release()
+
+
 class NodeLink:
     """A Link to one server. Thread-safe; a forked child makes connections of its own."""
+
+    one_clock = True
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -112,36 +169,34 @@ class NodeLink:
         """Return what ``exchange`` does, with error replies as exceptions in the list."""
         if not commands:
             return []
-        packed = pack(commands)
+        opened = self.open(deadline=deadline)
+        opened.send(commands)
+        return opened.receive()
+
+    def open(self, *, deadline: float | None = None) -> Opened:
+        """Return a connection to talk over once, for who talks to several servers at a time."""
         places = self._places
         if places is not None:
             until = self.node.until(deadline, connecting=True)
             if not places.acquire(timeout=max(until - monotonic(), 0.0)):
                 raise all_in_use(self.node)
         try:
-            return self._replies(packed, len(commands), deadline)
-        finally:
+            connection = self._unused()
+            until = self.node.until(deadline, connecting=connection is None)
+            if connection is None:
+                connection = self._connected(until)
+        except BaseException:
             if places is not None:
                 places.release()
-
-    def _replies(self, packed: bytes, count: int, deadline: float | None) -> list[Any]:
-        connection = self._unused()
-        until = self.node.until(deadline, connecting=connection is None)
-        if connection is None:
-            connection = self._connected(until)
-        try:
-            replies = connection.talk(packed, count, until)
-        except BaseException as exc:
-            # Replies may still be under way: nobody else may take them for theirs.
-            connection.close()
-            if isinstance(exc, (OSError, redis.exceptions.InvalidResponse)):
-                raise self._failure(exc, "waiting for a reply") from exc
             raise
+        return Opened(self, connection, until, places)
+
+    def give_back(self, connection: _Connection, replies: list[Any]) -> None:
+        """Keep a connection that is not in use any more for the next exchange, unless it had better be closed."""
         if connection.generation != self._generation or drops_connection(replies):
             connection.close()
         else:
             self._idle.append(connection)
-        return replies
 
     def _unused(self) -> _Connection | None:
         idle = self._idle
@@ -159,14 +214,14 @@ class NodeLink:
         try:
             connection = _Connection(self._socket(self.node.connect_until(until)), self._generation)
         except (OSError, ValueError) as exc:
-            raise self._failure(exc, "connecting") from exc
+            raise self.failure(exc, "connecting") from exc
         if greeting:
             try:
-                settled(connection.talk(pack(greeting), len(greeting), until))
+                self.node.greeted(connection.talk(pack(greeting), len(greeting), until))
             except BaseException as exc:
                 connection.close()
                 if isinstance(exc, (OSError, redis.exceptions.InvalidResponse)):
-                    raise self._failure(exc, "logging in") from exc
+                    raise self.failure(exc, "logging in") from exc
                 raise
         return connection
 
@@ -193,7 +248,8 @@ class NodeLink:
             sock.close()
             raise
 
-    def _failure(self, exc: Exception, doing: str) -> redis.exceptions.RedisError:
+    def failure(self, exc: Exception, doing: str) -> redis.exceptions.RedisError:
+        """Return what an exchange raises for an error of the socket met while ``doing``."""
         return link_failure(exc, self.node.place, self.node.host, doing)
 
     def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
@@ -236,6 +292,8 @@ def _connect(family: int, address: Any, until: float) -> socket.socket:
 
 class ClientLink:
     """A Link over a redis-py client that somebody else made: its own timeouts hold, beside the deadline."""
+
+    one_clock = True
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client

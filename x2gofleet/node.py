@@ -27,7 +27,7 @@ class Node:
     """One server: ``host`` and ``port``, or the ``path`` of a unix socket. Times are seconds.
 
     An exchange that finds a connection has ``command_timeout_seconds`` in all, one that has to make one also
-    ``connect_timeout_seconds``.
+    ``connect_timeout_seconds``. With ``master_only`` a connection to a replica is refused.
     """
 
     host: str = ""
@@ -39,6 +39,7 @@ class Node:
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS
     command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
     max_connections: int | None = None
+    master_only: bool = False
 
     @property
     def place(self) -> str:
@@ -64,7 +65,19 @@ class Node:
         except ValueError as exc:
             raise LinkFailed(str(exc), Unavailable.AUTHENTICATION) from exc
         said: list[Command] = [auth] if auth else []
-        return [*said, ("SELECT", self.database)] if self.database else said
+        if self.database:
+            said.append(("SELECT", self.database))
+        if self.master_only:
+            said.append(("ROLE",))
+        return said
+
+    def greeted(self, replies: list[Any]) -> None:
+        """Look at the replies to ``greeting``. Raises the first error among them, and LinkFailed for a replica."""
+        settled(replies)
+        if self.master_only and replies[-1][0] != b"master":
+            failure = LinkFailed(f"{self.place} is no master, but a {replies[-1][0].decode()}", Unavailable.NO_MASTER)
+            failure.unsent = True
+            raise failure
 
 
 def share_of(until: float, addresses_left: int) -> float:
