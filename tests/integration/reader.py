@@ -243,7 +243,8 @@ class StubWorker:
     """Takes the requests to one worker in a thread and answers each by a function; None is no answer."""
 
     def __init__(self, url: str, keys: Keys, worker_id: str, answer: Callable[[Request], Request | None]) -> None:
-        self.store = Store(client_from_url(url, command_timeout_seconds=5.0), keys, worker_id)
+        self._client = client_from_url(url, command_timeout_seconds=5.0)
+        self.store = Store(self._client, keys, worker_id)
         self.requests: list[Request] = []
         self._answer = answer
         self._stop = threading.Event()
@@ -271,5 +272,5 @@ class StubWorker:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(5)
-        self.store.client.close()
+        self._client.close()
         assert self.failure is None, f"the stub worker failed: {self.failure!r}"
