@@ -566,6 +566,8 @@ class _Lane:
         """Prove a section and store it, or confirm what is stored."""
         poller, kind = self._poller, section.kind
         ttl_ms = int(poller.target.ttls[kind] * 1000)
+        if name != poller.target.id and not poller._store.link.one_clock:
+            polled_at_ms = poller._store.at_ms(name, started)
         if section.same:
             held = poller.held
             if held is None or section.signature != held.signature:

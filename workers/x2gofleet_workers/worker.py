@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from x2gofleet.connection import client_from_url, link_from_url, redact_url
+from x2gofleet.connection import link_from_url, redact_url
 from x2gofleet.errors import FleetError, SnapshotCorrupt
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
@@ -62,7 +62,7 @@ class Worker:
 
     def __init__(self, fleet: Fleet, settings: WorkerSettings, metrics: Metrics = NO_METRICS) -> None:
         self.fleet, self.settings, self._metrics = fleet, settings, metrics
-        self._inventory = InventoryFile(fleet, lambda: self._request_store.clock.now_ms())
+        self._inventory = InventoryFile(fleet, lambda: self._request_store.now_ms())
         self._publication: Publication | None = None
         self._newest_targets: frozenset[str] | None = None
         self._removed: set[str] = set()
@@ -103,12 +103,12 @@ class Worker:
         self._watch_pulse, self._schedule_pulse = Pulse("watch"), Pulse("schedule")
 
     def _new_store(self) -> Store:
-        client = client_from_url(
+        link = link_from_url(
             self.settings.redis_url,
             connect_timeout_seconds=_REDIS_CONNECT_SECONDS,
             command_timeout_seconds=_REDIS_COMMAND_SECONDS,
         )
-        return Store(client, self._keys, self.id)
+        return Store(link, self._keys, self.id)
 
     def _facts(self) -> dict[str, str | int | float]:
         return {
@@ -150,7 +150,7 @@ class Worker:
         self._desk.stop()
         self._hints.stop()
         for store in (self._store, self._lease_store, self._request_store):
-            store.client.close()
+            store.close()
 
     def reload(self) -> None:
         """Read the inventory again soon, whether the file looks changed or not."""
@@ -297,7 +297,7 @@ class Worker:
     def _eligible(self, members: Sequence[Member]) -> Sequence[Member]:
         """Return the workers that share the targets: those with the newest inventory, once all had time to load it."""
         publication = self._publication
-        now_ms = self._lease_store.clock.now_ms()
+        now_ms = self._lease_store.now_ms()
         if publication is None or now_ms is None:
             return members
         if now_ms - publication.published_at_ms < STALE_INVENTORY_SECONDS * 1000:
