@@ -236,6 +236,28 @@ class Awaited:
         self.close()
 
 
+class Resynced:
+    """A cache with a mirror that is brought up to date before each call, so that its answers can be told beforehand."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._cache, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            self._cache.resync()
+            return method(*args, **more)
+
+        return method if name == "close" else call
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cache.close()
+
+
 Request = dict[str, Any]
 
 
