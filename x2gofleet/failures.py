@@ -41,11 +41,14 @@ DROPS_CONNECTION = (
     redis.exceptions.MasterDownError,
 )
 
+_LACKS_RIGHT = "the Redis user lacks a right, x2gofleet acl prints all that its role needs"
+# What servers say where a command of a script meets NOPERM: the newer ones, then Redis 6.2 and 7.0.
+_SCRIPT_LACKS_RIGHT = ("ACL failure in script", "The user executing the script can't")
 _REASONS: tuple[tuple[type[Exception], Unavailable, str], ...] = (
     (redis.exceptions.BusyLoadingError, Unavailable.LOADING, "Redis is still loading its data set"),
     (redis.exceptions.ReadOnlyError, Unavailable.READ_ONLY, "Redis refuses writes"),
     (redis.exceptions.OutOfMemoryError, Unavailable.OUT_OF_MEMORY, "Redis is at its maxmemory"),
-    (redis.exceptions.NoPermissionError, Unavailable.NO_PERMISSION, "the Redis user lacks a right"),
+    (redis.exceptions.NoPermissionError, Unavailable.NO_PERMISSION, _LACKS_RIGHT),
     (
         redis.exceptions.AuthenticationError,
         Unavailable.AUTHENTICATION,
@@ -77,6 +80,8 @@ def unavailable(exc: Exception, what: str) -> CacheUnavailable:
         return CacheUnavailable(f"{what}: {text}", exc.reason)
     if text.startswith(_REFUSES_WRITES):
         return CacheUnavailable(f"{what}: Redis refuses writes: {text}", Unavailable.READ_ONLY)
+    if any(words in text for words in _SCRIPT_LACKS_RIGHT):
+        return CacheUnavailable(f"{what}: {_LACKS_RIGHT}: {text}", Unavailable.NO_PERMISSION)
     for kind, reason, said in _REASONS:
         if isinstance(exc, kind):
             return CacheUnavailable(f"{what}: {said}: {text}" if said else f"{what}: {text}", reason)
