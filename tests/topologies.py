@@ -123,6 +123,10 @@ class ServerProcess:
             return str(self.client.execute_command("ROLE")[0].decode())
         return ""
 
+    def state(self) -> str:
+        """What a sentinel thinks of the master: its flags, such as ``s_down,master``."""
+        return _pairs(self.client.execute_command("SENTINEL", "MASTER", SERVICE, NEVER_DECODE=True))["flags"]
+
     def kill(self) -> None:
         """End the server as a crash would; also one that is stopped."""
         process, self._process = self._process, None
