@@ -19,8 +19,7 @@ from x2gofleet.discovery import ASK_SECONDS, WAIT_SECONDS, Address, Discovery, a
 from x2gofleet.errors import Unavailable
 from x2gofleet.failures import LinkFailed, LinkTimeout, is_unsent
 from x2gofleet.link import NodeLink, Opened
-from x2gofleet.node import Node, settled
-from x2gofleet.resp import Command
+from x2gofleet.node import Command, Node, settled
 from x2gofleet.slots import MAP_COMMANDS, Answers, Batches, SlotMap, Talk, Told
 
 REFRESH_SECONDS = 15.0

@@ -5,20 +5,16 @@ redis-py's own defaults retry for seconds; a login must not wait for that.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from x2gofleet.aiolink import AsyncNodeLink
 from x2gofleet.cluster import AsyncClusterLink, ClusterLink
 from x2gofleet.failures import Breaker, opens_breaker, unavailable
 from x2gofleet.link import ClientLink, NodeLink
-from x2gofleet.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, Node
-from x2gofleet.resp import Command
+from x2gofleet.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, REDIS_OPTIONS, Command, Node
 from x2gofleet.sentinel import AsyncSentinelLink, SentinelLink
 from x2gofleet.tls import Tls
 from x2gofleet.urls import DEFAULT_URL, RedisUrl, redact_url, url_from_environment
@@ -41,8 +37,6 @@ __all__ = [
     "unavailable",
     "url_from_environment",
 ]
-
-_HAS_DRIVER_INFO = "driver_info" in inspect.signature(redis.Redis.__init__).parameters
 
 
 class Link(Protocol):
@@ -178,13 +172,7 @@ def client_from_url(
         "password": parsed.credentials.read() or None,
         "socket_timeout": command_timeout_seconds,
         "socket_connect_timeout": connect_timeout_seconds,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
-        "health_check_interval": 0,
-        "decode_responses": False,
-        "protocol": 2,
-        # No CLIENT SETINFO: it costs a round trip each at the first call of a login.
-        **({"driver_info": None} if _HAS_DRIVER_INFO else {"lib_name": None, "lib_version": None}),
+        **REDIS_OPTIONS,
     }
     kind: Any = redis.Connection
     if parsed.kind == "unix":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 import time
@@ -93,6 +94,23 @@ def opens_breaker(exc: Exception) -> bool:
     return isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError))
 
 
+_CODES: dict[str, type[redis.exceptions.ResponseError]] = {
+    "ASK": redis.exceptions.AskError,
+    "CLUSTERDOWN": redis.exceptions.ClusterDownError,
+    "CROSSSLOT": redis.exceptions.ClusterCrossSlotError,
+    "MASTERDOWN": redis.exceptions.MasterDownError,
+    "MOVED": redis.exceptions.MovedError,
+    "TRYAGAIN": redis.exceptions.TryAgainError,
+}
+
+
+def reply_error(exc: redis.exceptions.ResponseError) -> redis.exceptions.ResponseError:
+    """Return an error reply as the exception that it is in a Cluster: redis-py's plain parser leaves these as text."""
+    code, _, rest = str(exc).partition(" ")
+    kind = _CODES.get(code) if type(exc) is redis.exceptions.ResponseError else None
+    return exc if kind is None else kind(rest)
+
+
 def is_unsent(exc: BaseException) -> bool:
     """Whether an exchange failed before any command was sent."""
     return isinstance(exc, (LinkFailed, LinkTimeout)) and exc.unsent
@@ -109,7 +127,13 @@ def link_failure(exc: Exception, place: str, host: str, doing: str) -> redis.exc
     return failure
 
 
-def _link_failure(exc: Exception, place: str, host: str, doing: str) -> redis.exceptions.RedisError:
+def _link_failure(exc: BaseException, place: str, host: str, doing: str) -> redis.exceptions.RedisError:
+    if type(exc) in (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+        # What redis-py makes of an error of the socket; an error reply is of a kind of its own.
+        if isinstance(exc.__context__, OSError):
+            return _link_failure(exc.__context__, place, host, doing)
+        if "max number of clients" not in str(exc):
+            return LinkFailed(f"{place} ended the connection while {doing}")
     if isinstance(exc, redis.exceptions.RedisError):
         return exc
     if isinstance(exc, NameNotResolved):
@@ -121,7 +145,9 @@ def _link_failure(exc: Exception, place: str, host: str, doing: str) -> redis.ex
     if isinstance(exc, ssl.SSLError):
         return LinkFailed(tls_failure(exc, place, host), Unavailable.TLS)
     if isinstance(exc, OSError):
-        return LinkFailed(f"{place}: {exc.strerror or exc} while {doing}")
+        # asyncio words errors of connecting its own way.
+        said = os.strerror(exc.errno) if exc.errno else str(exc)
+        return LinkFailed(f"{place}: {said} while {doing}")
     return LinkFailed(f"{place}: {exc} while {doing}", Unavailable.OTHER)
 
 

@@ -21,8 +21,7 @@ from x2gofleet.aiolink import AsyncNodeLink
 from x2gofleet.discovery import ASK_SECONDS, WAIT_SECONDS, Address, Discovery, ask_all, text_of
 from x2gofleet.failures import is_unsent
 from x2gofleet.link import NodeLink
-from x2gofleet.node import Node
-from x2gofleet.resp import Command
+from x2gofleet.node import Command, Node
 from x2gofleet.urls import Credentials
 
 REFRESH_SECONDS = 0.5
