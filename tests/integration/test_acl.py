@@ -14,15 +14,16 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import redis
+from redis.crc import key_slot
 from x2gofleet_workers.health import live_workers
 from x2gofleet_workers.hints import HintTeller
 from x2gofleet_workers.simulator import running_simulation
@@ -31,12 +32,12 @@ from tests.acl_users import user_of, with_credentials
 from tests.conftest import FleetBuilder
 from tests.processes import WorkerProcess, wait_until
 from tests.servers import VERSIONS, Version, running_server
-from tests.topologies import free_port
+from tests.topologies import ServerProcess, cluster, free_port, sentinel_group
 from x2gofleet import FleetCache
-from x2gofleet.acl import Access, Right, Role, parse_version, rights, rules
+from x2gofleet.acl import Access, Right, Role, Topology, parse_version, rights, rules
 from x2gofleet.cli import main
 from x2gofleet.connection import client_from_url, exchange, link_from_url
-from x2gofleet.errors import CacheUnavailable
+from x2gofleet.errors import CacheUnavailable, Unavailable
 from x2gofleet.events import Change, EventKind
 from x2gofleet.hints import Hint
 from x2gofleet.keys import Keys
@@ -617,9 +618,21 @@ def test_a_reader_writes_no_key(server: Server, keys: Keys) -> None:
 def test_a_right_that_is_missing_is_told_as_such(server: Server, keys: Keys) -> None:
     with (
         FleetCache.from_url(server.user(keys.namespace, Role.READER), namespace=keys.namespace) as cache,
-        pytest.raises(CacheUnavailable, match="lacks a right"),
+        pytest.raises(CacheUnavailable, match="lacks a right, x2gofleet acl prints") as told,
     ):
         cache.register_session("6c3f", "mate")
+    assert told.value.reason is Unavailable.NO_PERMISSION
+
+
+def test_a_right_that_a_script_misses_is_told_as_such(server: Server, keys: Keys) -> None:
+    with ExitStack() as users:
+        url = users.enter_context(user_of(server.client, server.url, keys.namespace, Role.WORKER))
+        store = Store(users.enter_context(client_from_url(url)), keys, "w1")
+        raw(server.client, "ACL", "SETUSER", unquote(urlsplit(url).username or ""), "-hmget")
+        with pytest.raises(CacheUnavailable, match="lacks a right, x2gofleet acl prints") as told:
+            store.acquire("ts01", ttl_ms=1000)
+        assert told.value.reason is Unavailable.NO_PERMISSION
+        raw(server.client, "ACL", "LOG", "RESET")
 
 
 # What is printed.
@@ -735,3 +748,87 @@ def test_a_user_who_may_not_ask_for_the_version_is_told_what_to_do(
     assert out == ""
     assert "--server-version" in err
     assert "may run INFO" in err
+
+
+# More than one server.
+
+
+class Group:
+    """Servers that have the same users."""
+
+    def __init__(self, servers: Sequence[ServerProcess], url: str) -> None:
+        self.servers, self.url = servers, url
+
+    @contextmanager
+    def user(self, namespace: str, role: Role, topology: Topology) -> Iterator[tuple[str, str]]:
+        """Make a user of a role on every server; yields its name, and the URL with its credentials."""
+        name, password = f"{role.value}-{secrets.token_hex(4)}", secrets.token_hex(16)
+        granted = rules(role, namespace=namespace, server_version=(7, 0), topology=topology)
+        self.on_each("ACL", "SETUSER", name, *granted, f">{password}")
+        yield name, with_credentials(self.url, name, password)
+        self.on_each("ACL", "DELUSER", name)
+
+    def on_each(self, *command: Any) -> list[Any]:
+        return [raw(server.client, *command) for server in self.servers]
+
+    def refused(self) -> set[bytes]:
+        """Return what was refused on any server since the last call."""
+        found = {dict(zip(e[::2], e[1::2], strict=True))[b"object"] for log in self.on_each("ACL", "LOG") for e in log}
+        self.on_each("ACL", "LOG", "RESET")
+        return found
+
+
+def live(url: str, keys: Keys, more: Callable[[Store], None] = lambda store: None) -> None:
+    """Write as a worker and look up with the same user, so far as that goes."""
+    with closing(link_from_url(url, connect_timeout_seconds=2, command_timeout_seconds=2)) as link:
+        fleet = FleetBuilder(Store(link, keys, "w1"))
+        # New ones each time: an attempt that was refused half way leaves its leases.
+        names = [f"{secrets.token_hex(4)}-{number}" for number in range(3)]
+        fleet.publish({"mate": names})
+        for name in names:
+            fleet.listing(name, "sessions", row("alice"))
+            fleet.failure(name)
+        fleet.store.heartbeat({"host": "h"}, ttl_ms=60_000)
+        fleet.store.drop_orphans(names)
+        more(fleet.store)
+        fleet.store.leave()
+
+
+def needs(group: Group, name: str, command: str, attempt: Callable[[], None]) -> bool:
+    """Whether a user that has lost a command is refused it."""
+    group.on_each("ACL", "SETUSER", name, f"-{command}")
+    try:
+        with suppress(CacheUnavailable):
+            attempt()
+        return command.encode() in group.refused()
+    finally:
+        group.on_each("ACL", "SETUSER", name, f"+{command}")
+
+
+def test_behind_sentinels_a_connection_needs_what_the_role_has_for_it(keys: Keys) -> None:
+    with sentinel_group() as sentinels:
+        group = Group(sentinels.servers, f"{sentinels.url.removesuffix('/0')}/1")
+        with group.user(keys.namespace, Role.WORKER, Topology.SENTINEL) as (name, url):
+            live(url, keys)
+            assert group.refused() == set()
+            for command in ("role", "select"):
+                assert needs(group, name, command, lambda: live(url, keys)), command
+
+
+def test_in_a_cluster_a_connection_needs_what_the_role_has_for_it(keys: Keys) -> None:
+    with cluster(replicas=0) as nodes:
+        group = Group(nodes.nodes, nodes.url)
+        lease = keys.lease("ts09")
+        source = nodes.primary_of(lease)
+        target = next(node for node in nodes.nodes if node is not source)
+        nodes.begin_move(key_slot(lease.encode()), source, target)
+
+        def ask(store: Store) -> None:
+            # Its slot migrates, and what is not there yet is looked for at the target, which wants ASKING.
+            assert store.stored("ts09", Kind.SESSIONS) is None
+
+        with group.user(keys.namespace, Role.WORKER, Topology.CLUSTER) as (name, url):
+            live(url, keys, ask)
+            assert group.refused() == set()
+            for command in ("cluster|slots", "cluster|nodes", "asking"):
+                assert needs(group, name, command, lambda: live(url, keys, ask)), command
