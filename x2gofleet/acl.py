@@ -97,7 +97,7 @@ def _of_targets(keys: Keys) -> tuple[str, ...]:
 
 
 def _lookups(keys: Keys) -> Right:
-    commands = ("time", "hget", "hmget", "hgetall", "exists", "xrange", "xread")
+    commands = ("time", "hget", "hmget", "hgetall", "exists", "pttl", "xrange", "xrevrange", "xread")
     of_namespace = (keys.fleet(), keys.uuid("*"), keys.fresh(), keys.changes())
     return Right(commands, (*_of_targets(keys), *of_namespace), Access.READ)
 

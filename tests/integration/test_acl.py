@@ -248,6 +248,8 @@ def follow(url: str, keys: Keys) -> None:
     """Send what a mirror sends to follow the hints."""
     with client_from_url(url) as client:
         assert raw(client, "HGETALL", keys.fresh()) == []
+        assert raw(client, "XREVRANGE", keys.changes(), "+", "-", "COUNT", 1) == []
+        assert raw(client, "PTTL", keys.snapshot("ts01", Kind.SESSIONS)) > 0
         assert raw(client, "XREAD", "COUNT", 10, "STREAMS", keys.changes(), "0-0") is None
 
 
