@@ -117,7 +117,7 @@ class _Connection:
         assert self._sock is not None
         self._sock.until = until
         packed = self._redis.pack_commands(commands)
-        self._redis.send_packed_command(packed if len(packed) == 1 else b"".join(packed), check_health=False)
+        self._redis.send_packed_command(packed if len(packed) == 1 else [b"".join(packed)], check_health=False)
 
     def receive(self, count: int, until: float) -> list[Any]:
         """Read ``count`` replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
