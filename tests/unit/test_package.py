@@ -16,7 +16,7 @@ LIBRARY = Path(x2gofleet.__file__).parent
 WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
-LINK_LAYERS = ("forks", "resolving", "resp", "urls", "tls", "failures", "node", "link", "aiolink")
+LINK_LAYERS = ("forks", "resolving", "urls", "tls", "failures", "node", "link", "aiolink")
 TOPOLOGY_LAYERS = ("discovery", "slots", "sentinel", "cluster", "connection")
 LAYERS = (
     *("errors", "kinds", "keys", "hints", "load", "rows", "parsing", "events", "fleet", "model", "snapshot"),
