@@ -67,12 +67,12 @@ class _Connection:
         self._redis._reader = self._redis._writer = None
         if writer is None:
             return
+        with contextlib.suppress(RuntimeError):
+            writer.transport.abort()
         if self.loop.is_closed():
+            # It can't close the socket any more.
             with contextlib.suppress(OSError, AttributeError):
                 writer.get_extra_info("socket")._sock.close()
-        else:
-            with contextlib.suppress(RuntimeError):
-                writer.transport.abort()
 
 
 class AsyncNodeLink:

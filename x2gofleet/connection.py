@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 
+ASYNC_CONNECTIONS = 32
+
+
 class Link(Protocol):
     """A way to one Redis, Sentinel group or Cluster. Thread-safe; usable in a forked child."""
 
@@ -141,9 +144,9 @@ def async_link_from_url(
     *,
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
-    max_connections: int | None = None,
+    max_connections: int | None = ASYNC_CONNECTIONS,
 ) -> AsyncLink:
-    """Return what ``link_from_url`` does, for asyncio."""
+    """Return what ``link_from_url`` does, for asyncio: many tasks share a few connections."""
     parsed, node = _understood(url, connect_timeout_seconds, command_timeout_seconds, max_connections)
     return _ASYNC_LINKS[parsed.kind](parsed, node)
 

@@ -78,7 +78,7 @@ def test_of_tasks_that_are_cancelled_no_answer_reaches_another(
             assert await asked(cache, "p1") == [("p1", "ts01")]
 
     asyncio.run(ask())
-    assert cancelled > 100
+    assert cancelled > 30
 
 
 def test_an_update_may_be_cancelled_while_it_waits(
