@@ -13,7 +13,7 @@ from x2gofleet import FleetCache
 from x2gofleet.acl import Role
 from x2gofleet.aio import AsyncFleetCache
 
-from .reader import Awaited
+from .reader import Awaited, UpToDate
 
 OpenCache = Callable[[str, str], Any]
 
@@ -22,7 +22,13 @@ DIRECT: dict[str, OpenCache] = {
     "FleetCache": lambda url, namespace: FleetCache.from_url(url, namespace=namespace),
     "AsyncFleetCache": lambda url, namespace: Awaited(AsyncFleetCache.from_url(url, namespace=namespace)),
 }
-IMPLEMENTATIONS: dict[str, OpenCache] = {**DIRECT}
+IMPLEMENTATIONS: dict[str, OpenCache] = {
+    **DIRECT,
+    "mirror": lambda url, namespace: UpToDate(FleetCache.from_url(url, namespace=namespace, mirror=True)),
+    "async mirror": lambda url, namespace: UpToDate(
+        Awaited(AsyncFleetCache.from_url(url, namespace=namespace, mirror=True))
+    ),
+}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

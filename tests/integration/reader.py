@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import selectors
 import signal
@@ -236,27 +237,33 @@ class Awaited:
         self.close()
 
 
-class Resynced:
-    """A cache with a mirror that is brought up to date before each call, so that its answers can be told beforehand."""
+class UpToDate:
+    """A cache with a mirror, of a broker that wants each answer to be no older than its question."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._cache, name)
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._cache, name)
+        if name not in ANSWERED_BY_MIRRORS:
+            return found
 
-        def call(*args: Any, **more: Any) -> Any:
-            self._cache.resync()
-            return method(*args, **more)
+        def ask(*args: Any, **more: Any) -> Any:
+            with contextlib.suppress(CacheUnavailable):
+                self._cache.resync()
+            return found(*args, **more)
 
-        return method if name == "close" else call
+        return ask
 
     def __enter__(self) -> Self:
+        self._cache.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._cache.close()
+    def __exit__(self, *failure: Any) -> None:
+        self._cache.__exit__(*failure)
 
+
+ANSWERED_BY_MIRRORS = ("is_cached", "list_sessions", "list_desktops", "list_mounts", "load", "find_sessions")
 
 Request = dict[str, Any]
 
