@@ -12,10 +12,10 @@ from typing import Any
 
 import redis.asyncio
 
-from x2gofleet.failures import LinkTimeout, link_failure, reply_error
+from x2gofleet.failures import link_failure, reply_error
 from x2gofleet.forks import begins_anew
 from x2gofleet.node import SCAN_COUNT, Command, Node, all_in_use, drops_connection, left, scanned, settled, share_of
-from x2gofleet.resolving import resolver
+from x2gofleet.resolving import Address, resolver
 
 
 class _Connection:
@@ -125,20 +125,19 @@ class AsyncNodeLink:
     ) -> list[Any]:
         connection = self._unused(loop)
         until = self.node.until(deadline, connecting=connection is None)
-        doing = "waiting for a reply"
+        doing = ["waiting for a reply"]
         try:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
                 if connection is None:
-                    doing = "connecting"
-                    connection = await self._connected(loop, until)
-                    doing = "waiting for a reply"
+                    connection = await self._connected(loop, until, doing)
+                    doing.append("waiting for a reply")
                 replies = await connection.talk(commands)
         except BaseException as exc:
             # Replies may still be under way: nobody else may take them for theirs.
             if connection is not None:
                 connection.close()
             if isinstance(exc, (OSError, redis.exceptions.RedisError)):
-                raise self._failure(exc, doing) from exc
+                raise self._failure(exc, doing[-1]) from exc
             raise
         if connection.generation != self._generation or drops_connection(replies):
             connection.close()
@@ -154,45 +153,48 @@ class AsyncNodeLink:
             connection.close()
         return None
 
-    async def _connected(self, loop: asyncio.AbstractEventLoop, until: float) -> _Connection:
+    async def _connected(self, loop: asyncio.AbstractEventLoop, until: float, doing: list[str]) -> _Connection:
         node = self.node
         connection = _Connection(node, loop, self._generation)
         try:
+            doing.append("connecting")
             connect_until = node.connect_until(until)
+            addresses = await self._addresses(connect_until)
             async with asyncio.timeout_at(loop.time() + connect_until - time.monotonic()):
-                reader, writer = await self._streams(loop, connect_until)
+                reader, writer = await self._streams(loop, addresses, connect_until)
         except (OSError, ValueError) as exc:
             raise self._failure(exc, "connecting") from exc
+        doing.append("logging in")
         try:
             role = await connection.log_in(reader, writer, master_only=node.master_only)
             if node.master_only:
                 node.check_role(role)
         except BaseException as exc:
             connection.close()
-            if isinstance(exc, asyncio.CancelledError) and time.monotonic() >= until:
-                raise LinkTimeout(f"{node.place}: no time was left while logging in") from exc
             if isinstance(exc, (OSError, redis.exceptions.RedisError)):
                 raise self._failure(exc, "logging in") from exc
             raise
         return connection
 
-    async def _streams(
-        self, loop: asyncio.AbstractEventLoop, until: float
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _addresses(self, until: float) -> list[Address]:
         node = self.node
         if node.path:
-            sock = await _connect(loop, socket.AF_UNIX, node.path, until)
+            return [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", node.path)]
+        return await resolver.addresses_async(node.host, node.port, timeout_seconds=left(until))
+
+    async def _streams(
+        self, loop: asyncio.AbstractEventLoop, addresses: list[Address], until: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        node = self.node
+        failure: OSError = OSError("the name has no address")
+        for number, (family, _, _, _, address) in enumerate(addresses):
+            try:
+                sock = await _connect(loop, family, address, share_of(until, len(addresses) - number))
+                break
+            except OSError as exc:
+                failure = exc
         else:
-            addresses = await resolver.addresses_async(node.host, node.port, timeout_seconds=left(until))
-            failure: OSError = OSError("the name has no address")
-            for number, (family, _, _, _, address) in enumerate(addresses):
-                try:
-                    sock = await _connect(loop, family, address, share_of(until, len(addresses) - number))
-                    break
-                except OSError as exc:
-                    failure = exc
-            else:
-                raise failure
+            raise failure
         tls = None if node.tls is None else node.tls.context()
         try:
             return await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=node.host if tls else None)
