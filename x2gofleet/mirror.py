@@ -327,6 +327,7 @@ class Mirror:
         with self._changing:
             if self._feed is None and not self._closed:
                 self._feed = _Feed(self, self._link)
+                self._feed.start()
 
     def is_fed_by(self, feed: object) -> bool:
         """Whether this is the feed that keeps the mirror."""
@@ -589,6 +590,9 @@ class _Feed:
         self._stopping = threading.Event()
         self._mirror, self._link = ref(mirror), link
         self._thread = threading.Thread(target=self._run, name="x2gofleet-mirror", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow; the mirror knows this to be its feed by now."""
         self._thread.start()
 
     def stop(self) -> None:
