@@ -21,9 +21,6 @@ from x2gofleet.model import SessionList
 from x2gofleet.questions import LOOKUP_SECONDS, Questions
 from x2gofleet.snapshot import Snapshot
 
-# A task that waits for a worker needs a connection of its own, but a thousand tasks need no thousand connections.
-_CONNECTIONS = 64
-
 
 class AsyncFleetCache:
     """Every method of FleetCache as a coroutine, with its arguments, answers and errors; ``aclose`` for ``close``.
@@ -47,7 +44,7 @@ class AsyncFleetCache:
         Raises ValueError for another URL or namespace.
         """
         followed = mirror_from_url(url, Keys(namespace), mirror)
-        return cls(async_link_from_url(url, max_connections=_CONNECTIONS), namespace=namespace, mirror=followed)
+        return cls(async_link_from_url(url), namespace=namespace, mirror=followed)
 
     async def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
         """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""

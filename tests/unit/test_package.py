@@ -22,7 +22,7 @@ LAYERS = (
     *("errors", "kinds", "keys", "hints", "load", "rows", "parsing", "events", "fleet", "model", "snapshot"),
     *(*LINK_LAYERS, *TOPOLOGY_LAYERS),
 )
-UPPER_LAYERS = ("lookup", "questions", "cache", "aio")
+UPPER_LAYERS = ("lookup", "questions", "mirror", "cache", "aio")
 
 PROGRAM = """
 import sys
@@ -95,6 +95,7 @@ def test_the_methods_of_the_reader() -> None:
         "check_cache",
         "register_session",
         "forget_session",
+        "resync",
         "close",
     ]
 
