@@ -38,7 +38,7 @@ def test_every_timeout_is_set_and_nothing_is_retried(url: str) -> None:
     made = client.connection_pool.make_connection()
     assert made.socket_connect_timeout == 0.25
     assert made.socket_timeout == 0.5
-    assert made.retry.get_retries() == 0
+    assert made.retry._retries == 0
     assert isinstance(made.retry._backoff, NoBackoff)
     assert made.retry_on_error == []
     assert made.health_check_interval == 0

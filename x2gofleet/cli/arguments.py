@@ -103,7 +103,8 @@ def _common(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
         "--redis-url",
         metavar="URL",
         default=default(None),
-        help="redis://HOST:PORT/DB or unix:///PATH (default: $X2GOFLEET_REDIS_URL, else redis://127.0.0.1:6379/0)",
+        help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL (default: $X2GOFLEET_REDIS_URL, "
+        "else redis://127.0.0.1:6379/0)",
     )
     parser.add_argument(
         "--namespace",
