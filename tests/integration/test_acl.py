@@ -86,6 +86,11 @@ class Server:
         """Return a URL with the credentials of a new user of a role."""
         return self.users.enter_context(user_of(self.client, self.url, namespace, role))
 
+    def calls(self, command: str) -> int:
+        """Return how often a command was run."""
+        told = self.client.info("commandstats").get(f"cmdstat_{command}", {})
+        return int(told.get("calls", 0))
+
     def refusals(self) -> list[Any]:
         """Return what was refused since the last call."""
         found = self.client.execute_command("ACL", "LOG")
@@ -244,21 +249,30 @@ def look_up(cache: Any) -> None:
     assert [event.kind for event in cache.events().events] == ["server_down"]
 
 
-def follow(url: str, keys: Keys) -> None:
-    """Send what a mirror sends to follow the hints."""
-    with client_from_url(url) as client:
-        assert raw(client, "HGETALL", keys.fresh()) == []
-        assert raw(client, "XREVRANGE", keys.changes(), "+", "-", "COUNT", 1) == []
-        assert raw(client, "PTTL", keys.snapshot("ts01", Kind.SESSIONS)) > 0
-        assert raw(client, "XREAD", "COUNT", 10, "STREAMS", keys.changes(), "0-0") is None
+def follow(server: Server, keys: Keys, url: str, fleet: FleetBuilder) -> None:
+    """Look up in a mirror, and see that it comes to know of a change."""
+    hints = HintTeller(link_from_url(server.own_url), keys)
+    with FleetCache.from_url(url, namespace=keys.namespace, mirror=True) as cache:
+        cache.resync()
+        look_up(cache)
+        wait_until(lambda: b" cmd=xread " in raw(server.client, "CLIENT", "LIST"), "the mirror waits for changes")
+        fleet.listing("ts01", "sessions", row("alice") + row("bob", 51))
+        at_ms = fleet.store.sync_clock()
+        before = server.calls("xread")
+        hints.stored("ts01", Kind.SESSIONS, Hint(at_ms, at_ms, at_ms + 60_000, "changed"))
+        hints.tell()
+        wait_until(lambda: server.calls("xread") > before, "the mirror is told")
+        wait_until(lambda: len(cache.find_sessions(username="bob").rows) == 1, "the mirror knows of bob")
+    hints.stop()
 
 
 def read(server: Server, keys: Keys, url: str) -> None:
     """Live the life of a reader."""
-    with filled(server, keys), FleetCache.from_url(url, namespace=keys.namespace) as cache:
+    with filled(server, keys) as fleet, FleetCache.from_url(url, namespace=keys.namespace) as cache:
         recorder = Recorder(cache)
         look_up(recorder)
-        follow(url, keys)
+        recorder.resync()
+        follow(server, keys, url, fleet)
         assert recorder.called == public_methods(FleetCache) - BROKERS_METHODS
 
 
@@ -277,7 +291,7 @@ def broker(server: Server, keys: Keys, url: str) -> None:
             FleetCache.from_url(url, namespace=keys.namespace) as cache,
         ):
             look_up(cache)
-            follow(url, keys)
+            follow(server, keys, url, fleet)
             recorder = Recorder(cache)
             recorder.register_session("7d4e", "mate", "bob")
             recorder.forget_session("7d4e")
