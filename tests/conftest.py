@@ -16,6 +16,7 @@ from x2gofleet_workers.embedded import EmbeddedValkey
 from tests.servers import RedisServers
 from x2gofleet.connection import client_from_url
 from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
+from x2gofleet.hints import DROPPED, Hint, hint_commands, hint_field
 from x2gofleet.keys import Keys, server_of, target_id, user_of
 from x2gofleet.kinds import Kind
 from x2gofleet.snapshot import digest_of
@@ -174,7 +175,35 @@ class FleetBuilder:
             int((ttl_seconds + LASTING_SECONDS) * 1000),
             **more,
         )
-        return self.store.store(self.lease(target), self.next_seq(), listing)
+        outcome = self.store.store(self.lease(target), self.next_seq(), listing)
+        if outcome is Outcome.STORED:
+            self.tell(target, kind, Hint(polled_at_ms, polled_at_ms, polled_at_ms + listing.ttl_ms, listing.digest))
+        return outcome
+
+    def confirmation(
+        self, target: str, kind: Kind | str, stdout: bytes, *, ttl_seconds: float = LASTING_SECONDS, told: bool = True
+    ) -> Outcome:
+        """Confirm what was stored of a target, as of now."""
+        kind, digest, ttl_ms = Kind(kind), digest_of(Kind(kind), stdout), int(ttl_seconds * 1000)
+        polled_at_ms = self.store.sync_clock()
+        outcome = self.store.confirm(
+            self.lease(target),
+            self.next_seq(),
+            kind,
+            digest=digest,
+            polled_at_ms=polled_at_ms,
+            ttl_ms=ttl_ms,
+            state_ttl_ms=ttl_ms,
+        )
+        if outcome is Outcome.STORED and told:
+            self.tell(target, kind, Hint(polled_at_ms, polled_at_ms, polled_at_ms + ttl_ms, digest), changed=False)
+        return outcome
+
+    def tell(self, target: str, kind: Kind, hint: Hint | None, *, changed: bool = True) -> None:
+        """Tell mirrors of a write, as a worker's HintTeller does; None is for a snapshot that was dropped."""
+        name = hint_field(target, kind)
+        text = hint.encode() if hint else DROPPED
+        self.store.link.exchange(hint_commands(self.store.keys, {name: text}, [name] if changed else []))
 
     def failure(
         self,

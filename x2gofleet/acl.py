@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
@@ -37,6 +37,22 @@ class Access(StrEnum):
     BOTH = "~"
 
 
+class Topology(StrEnum):
+    """What connections go to: one server (also through a proxy), a group that sentinels watch, or a Cluster."""
+
+    STANDALONE = "standalone"
+    SENTINEL = "sentinel"
+    CLUSTER = "cluster"
+
+
+# What connections send by themselves.
+_CONNECTING = {
+    Topology.STANDALONE: ("select",),
+    Topology.SENTINEL: ("select", "role"),
+    Topology.CLUSTER: ("cluster|slots", "cluster|nodes", "asking"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Right:
     """Commands that may be used on keys that match any of some glob patterns.
@@ -63,15 +79,16 @@ def parse_version(text: str) -> tuple[int, int]:
     return version
 
 
-def rights(role: Role, keys: Keys) -> tuple[Right, ...]:
+def rights(role: Role, keys: Keys, topology: Topology = Topology.STANDALONE) -> tuple[Right, ...]:
     """Return what a role may do; the first right is what goes without a selector."""
     match role:
         case Role.READER:
-            return (_lookups(keys),)
+            first, *others = (_lookups(keys),)
         case Role.BROKER:
-            return (_lookups(keys), *_requests(keys), _reservations(keys))
+            first, *others = (_lookups(keys), *_requests(keys), _reservations(keys))
         case Role.WORKER:
-            return _work(keys)
+            first, *others = _work(keys)
+    return replace(first, commands=(*_CONNECTING[topology], *first.commands)), *others
 
 
 def _of_targets(keys: Keys) -> tuple[str, ...]:
@@ -80,8 +97,9 @@ def _of_targets(keys: Keys) -> tuple[str, ...]:
 
 
 def _lookups(keys: Keys) -> Right:
-    commands = ("select", "time", "hget", "hmget", "hgetall", "exists", "xrange")
-    return Right(commands, (*_of_targets(keys), keys.fleet(), keys.uuid("*")), Access.READ)
+    commands = ("time", "hget", "hmget", "hgetall", "exists", "pttl", "xrange", "xrevrange", "xread")
+    of_namespace = (keys.fleet(), keys.uuid("*"), keys.fresh(), keys.changes())
+    return Right(commands, (*_of_targets(keys), *of_namespace), Access.READ)
 
 
 def _requests(keys: Keys) -> tuple[Right, ...]:
@@ -94,10 +112,8 @@ def _requests(keys: Keys) -> tuple[Right, ...]:
 
 
 def _reservations(keys: Keys) -> Right:
-    return Right(
-        ("zadd", "zrem", "zcount", "zrangebyscore", "zremrangebyscore", "pexpire"),
-        (f"{keys.namespace}:{{*}}:reserved",),
-    )
+    script = ("eval", "zcount", "zscore", "zrem", "zremrangebyscore", "zadd", "pexpire", "pttl")
+    return Right((*script, "zrange"), (f"{keys.namespace}:reserved:{{servers}}:*",))
 
 
 def _work(keys: Keys) -> tuple[Right, ...]:
@@ -105,15 +121,17 @@ def _work(keys: Keys) -> tuple[Right, ...]:
     return (
         Right(
             (
-                *("select", "time", "scan", "script|load", *scripts),
+                *("time", "scan", *scripts),
                 *("get", "set", "del", "hget", "hmget", "hset", "hdel", "hincrby", "xadd", "pexpire", "pexpireat"),
             ),
             (*_of_targets(keys), keys.fence("*")),
         ),
         Right((*scripts, "hget", "hmget", "hset", "pexpire"), (keys.fleet(),)),
+        Right(("eval", "hgetall", "hset", "hdel", "pexpire"), (keys.fresh(),)),
+        Right(("xadd", "pexpire"), (keys.changes(),), Access.WRITE),
         Right(("zadd", "zremrangebyscore", "zrange", "zrem", "pexpire"), (keys.workers(),)),
-        Right(("hset", "hget", "hmget", "pexpire", "del"), (keys.worker("*"), keys.refresh_requests("*"))),
-        Right(("blpop",), (keys.refresh_requests("*"),)),
+        Right(("hset", "hget", "hmget", "pexpire", "del"), (keys.worker("*"),)),
+        Right(("blpop", "del"), (keys.refresh_requests("*"),)),
         Right(("rpush", "pexpire"), (keys.refresh_answers("*"),), Access.WRITE),
     )
 
@@ -123,6 +141,7 @@ def rules(
     *,
     namespace: str = DEFAULT_NAMESPACE,
     server_version: tuple[int, int],
+    topology: Topology = Topology.STANDALONE,
     password_sha256: str | None = None,
 ) -> list[str]:
     """Return the rules of a user, as ACL SETUSER and an aclfile take them after the user's name.
@@ -133,7 +152,7 @@ def rules(
     Redis 6.2 has neither selectors nor rights to read or write alone: there the user may run each of its commands on
     each of its keys (``limits`` says what this comes to).
     """
-    granted = rights(role, Keys(namespace))
+    granted = rights(role, Keys(namespace), topology)
     by_key = server_version >= KEY_RIGHTS_VERSION
     found = ["on", "resetkeys", "resetchannels", "-@all"]
     if password_sha256 is not None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
+from collections.abc import Callable, Collection
+from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from x2gofleet.cache import FleetCache, Guard
 from x2gofleet.connection import AsyncLink, async_link_from_url
+from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Events
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
+from x2gofleet.mirror import Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
 from x2gofleet.placement import RESERVATION_SECONDS, Placement
 from x2gofleet.questions import LOOKUP_SECONDS, Questions
@@ -25,23 +29,27 @@ class AsyncFleetCache:
     Any number of tasks may ask at once, and each may be cancelled at any time. Not to be shared between threads.
     """
 
-    def __init__(self, link: AsyncLink, *, namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Use ``link``; ``from_url`` makes one with bounded timeouts."""
+    def __init__(
+        self, link: AsyncLink, *, namespace: str = DEFAULT_NAMESPACE, mirror: Mirror | NoMirror | None = None
+    ) -> None:
+        """Use ``link``; ``from_url`` makes one with bounded timeouts. A ``mirror`` is as FleetCache's."""
         self._link = link
         self._questions = Questions(Lookups(Keys(namespace)))
-        self._guard = Guard()
+        self._mirror = mirror or NoMirror()
+        self._guard = Guard(self._mirror.breaker)
 
     @classmethod
-    def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE) -> Self:
+    def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE, mirror: bool | Collection[str] = False) -> Self:
         """Return a cache that reads from the Redis at ``url``, as FleetCache does; connects at the first call.
 
         Raises ValueError for another URL or namespace.
         """
-        return cls(async_link_from_url(url), namespace=namespace)
+        followed = mirror_from_url(url, Keys(namespace), mirror)
+        return cls(async_link_from_url(url), namespace=namespace, mirror=followed)
 
     async def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
         """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if seconds is None else monotonic() + seconds
         try:
             commands = next(query)
             while True:
@@ -55,6 +63,19 @@ class AsyncFleetCache:
             result: T = stop.value
             return result
 
+    async def _answer(self, method: str, arguments: Any, ask: Callable[[Questions], Query[T]]) -> T:
+        """Ask the mirror, then Redis; where that can't be asked, the mirror for what is not expired yet."""
+        found = self._mirror.answer(method, arguments, ask)
+        if found is not None:
+            return found
+        try:
+            return await self._run(self._mirror.watched(ask(self._questions)))
+        except CacheUnavailable:
+            found = self._mirror.answer(method, arguments, ask, bridging=True)
+            if found is None:
+                raise
+            return found
+
     async def is_cached(
         self,
         profile_name: str | None = None,
@@ -63,7 +84,11 @@ class AsyncFleetCache:
         *,
         username: str | None = None,
     ) -> bool:
-        return await self._run(self._questions.is_cached(profile_name, session_uuid, cache_type, username=username))
+        arguments = profile_name, session_uuid, cache_type, username
+        known = self._mirror.now.cached.get(arguments)
+        if known is not None and monotonic() < known[0]:
+            return True
+        return await self._answer("cached", arguments, lambda asked: asked.is_cached(*arguments[:3], username=username))
 
     async def list_sessions(
         self,
@@ -72,12 +97,23 @@ class AsyncFleetCache:
         profile_name: str | None = None,
         username: str | None = None,
     ) -> SessionList | None:
-        return await self._run(
-            self._questions.list_sessions(session_uuid, profile_name=profile_name, username=username)
+        arguments = session_uuid, profile_name, username
+        known = self._mirror.now.sessions.get(arguments)
+        if known is not None and monotonic() < known[0]:
+            found: SessionList = known[1]
+            return found
+        return await self._answer(
+            "sessions",
+            arguments,
+            lambda asked: asked.list_sessions(session_uuid, profile_name=profile_name, username=username),
         )
 
     async def find_sessions(self, *, username: str) -> SessionList | None:
-        return await self._run(self._questions.find_sessions(username=username))
+        known = self._mirror.now.found.get(username)
+        if known is not None and monotonic() < known[0]:
+            found: SessionList = known[1]
+            return found
+        return await self._answer("found", username, lambda asked: asked.find_sessions(username=username))
 
     async def list_desktops(
         self,
@@ -86,8 +122,14 @@ class AsyncFleetCache:
         profile_name: str | None = None,
         username: str | None = None,
     ) -> list[str] | None:
-        return await self._run(
-            self._questions.list_desktops(session_uuid, profile_name=profile_name, username=username)
+        arguments = session_uuid, profile_name, username
+        known = self._mirror.now.desktops.get(arguments)
+        if known is not None and monotonic() < known[0]:
+            return list(known[1])
+        return await self._answer(
+            "desktops",
+            arguments,
+            lambda asked: asked.list_desktops(session_uuid, profile_name=profile_name, username=username),
         )
 
     async def list_mounts(
@@ -97,10 +139,21 @@ class AsyncFleetCache:
         profile_name: str | None = None,
         username: str | None = None,
     ) -> list[str] | None:
-        return await self._run(self._questions.list_mounts(session_uuid, profile_name=profile_name, username=username))
+        arguments = session_uuid, profile_name, username
+        known = self._mirror.now.mounts.get(arguments)
+        if known is not None and monotonic() < known[0]:
+            return list(known[1])
+        return await self._answer(
+            "mounts",
+            arguments,
+            lambda asked: asked.list_mounts(session_uuid, profile_name=profile_name, username=username),
+        )
 
     async def load(self, profile_name: str) -> dict[str, LoadReport] | None:
-        return await self._run(self._questions.load(profile_name))
+        known = self._mirror.now.loads.get(profile_name)
+        if known is not None and monotonic() < known[0]:
+            return dict(known[1])
+        return await self._answer("loads", profile_name, lambda asked: asked.load(profile_name))
 
     async def snapshots(
         self,
@@ -136,12 +189,15 @@ class AsyncFleetCache:
         username: str | None = None,
         timeout: float = 10.0,
     ) -> tuple[Snapshot, ...]:
-        return await self._run(
-            self._questions.update(
-                profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
-            ),
-            seconds=None,
-        )
+        try:
+            return await self._run(
+                self._questions.update(
+                    profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
+                ),
+                seconds=None,
+            )
+        finally:
+            self._mirror.forget(profile_name)
 
     async def update_all(
         self,
@@ -151,22 +207,34 @@ class AsyncFleetCache:
         *,
         timeout: float = 10.0,
     ) -> tuple[Snapshot, ...]:
-        return await self._run(
-            self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
-            seconds=None,
-        )
+        try:
+            return await self._run(
+                self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
+                seconds=None,
+            )
+        finally:
+            self._mirror.forget()
 
     async def delete(self, profile_name: str, *, timeout: float = 10.0) -> None:
-        await self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
+        try:
+            await self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
+        finally:
+            self._mirror.forget(profile_name)
 
     async def check_cache(self, *, timeout: float = 10.0) -> None:
-        await self._run(self._questions.check_cache(timeout=timeout), seconds=None)
+        try:
+            await self._run(self._questions.check_cache(timeout=timeout), seconds=None)
+        finally:
+            self._mirror.forget()
 
     async def register_session(self, session_uuid: str, profile_name: str, username: str | None = None) -> None:
-        await self._run(self._questions.register_session(session_uuid, profile_name, username))
+        await self._run(self._mirror.watched(self._questions.register_session(session_uuid, profile_name, username)))
 
     async def forget_session(self, session_uuid: str) -> None:
-        await self._run(self._questions.forget_session(session_uuid))
+        await self._run(self._mirror.watched(self._questions.forget_session(session_uuid)))
+
+    async def resync(self) -> None:
+        await asyncio.to_thread(self._mirror.resync)
 
     async def place(
         self, profile_name: str, username: str, *, reserve_seconds: float = RESERVATION_SECONDS
@@ -183,7 +251,8 @@ class AsyncFleetCache:
         return await self._run(self._questions.release(server, username))
 
     async def aclose(self) -> None:
-        """Close the connections to Redis."""
+        """End the mirror and close the connections to Redis."""
+        await asyncio.to_thread(self._mirror.close)
         await self._link.aclose()
 
     async def __aenter__(self) -> Self:

@@ -10,91 +10,69 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import redis
+import redis.asyncio
 
-from x2gofleet.failures import LinkTimeout, link_failure
+from x2gofleet.failures import link_failure, reply_error
 from x2gofleet.forks import begins_anew
-from x2gofleet.node import SCAN_COUNT, Node, all_in_use, drops_connection, left, scanned, settled, share_of
-from x2gofleet.resolving import resolver
-from x2gofleet.resp import MISSING, Command, new_reader, pack
+from x2gofleet.node import SCAN_COUNT, Command, Node, all_in_use, drops_connection, left, scanned, settled, share_of
+from x2gofleet.resolving import Address, resolver
 
 
-class _Connection(asyncio.Protocol):
-    """One connection of one event loop; whoever gets an error from it, or is cancelled, closes it."""
+class _Connection:
+    """A redis-py connection of one event loop; whoever gets an error from it, or is cancelled, closes it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, generation: int) -> None:
+    def __init__(self, node: Node, loop: asyncio.AbstractEventLoop, generation: int) -> None:
         self.loop, self.generation = loop, generation
-        self._reader = new_reader()
-        self._transport: asyncio.Transport | None = None
+        self._redis = redis.asyncio.Connection(**node.connection_options())
+        self._writer: asyncio.StreamWriter | None = None
         self._poll: select.poll | None = None
-        self._waiting: asyncio.Future[list[Any]] | None = None
-        self._replies: list[Any] = []
-        self._count = 0
-        self._ended = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        sock = transport.get_extra_info("socket")
+    async def log_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, master_only: bool) -> Any:
+        """Take over connected streams: AUTH, SELECT; return the reply to ROLE where it is asked."""
+        self._redis._reader, self._redis._writer = reader, writer
+        self._writer = writer
+        sock = writer.get_extra_info("socket")
         if sock is not None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(sock.fileno(), select.POLLIN)
+        await self._redis.on_connect()
+        if not master_only:
+            return None
+        await self._redis.send_command("ROLE", check_health=False)
+        return await self._redis.read_response()
 
-    def data_received(self, data: bytes) -> None:
-        waiting = self._waiting
-        if waiting is None:
-            self._ended = True
-            return
-        try:
-            self._reader.feed(data)
-            while len(self._replies) < self._count:
-                reply = self._reader.gets()
-                if reply is MISSING:
-                    return
-                self._replies.append(reply)
-        except redis.exceptions.InvalidResponse as exc:
-            if not waiting.done():
-                waiting.set_exception(exc)
-            return
-        self._waiting = None
-        if not waiting.done():
-            waiting.set_result(self._replies)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._ended = True
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(
-                exc if isinstance(exc, OSError) else ConnectionResetError("the server ended the connection")
-            )
-
-    async def talk(self, packed: bytes, count: int) -> list[Any]:
-        """Send, and wait for ``count`` replies. Raises OSError and InvalidResponse."""
-        if self._transport is None or self._ended:
-            raise ConnectionResetError("the server ended the connection")
-        self._count, self._replies = count, []
-        waiting: asyncio.Future[list[Any]] = self.loop.create_future()
-        self._waiting = waiting
-        self._transport.write(packed)
-        return await waiting
+    async def talk(self, commands: Sequence[Command]) -> list[Any]:
+        """Send, and read the replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
+        connection = self._redis
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response())
+            except redis.exceptions.ResponseError as exc:
+                replies.append(reply_error(exc))
+        return replies
 
     def idle(self) -> bool:
         """Whether nothing came since the last reply: neither the end of the connection nor what nobody asked for."""
-        if self._ended or self._transport is None or self._transport.is_closing():
+        reader, writer = self._redis._reader, self._writer
+        if reader is None or writer is None or reader.at_eof() or writer.is_closing():
             return False
         return self._poll is None or not self._poll.poll(0)
 
     def close(self) -> None:
         """Close the connection at once; its loop may be closed already."""
-        self._ended = True
-        if self._transport is None:
+        writer, self._writer = self._writer, None
+        # redis-py warns of a connection that it believes to be open.
+        self._redis._reader = self._redis._writer = None
+        if writer is None:
             return
+        with contextlib.suppress(RuntimeError):
+            writer.transport.abort()
         if self.loop.is_closed():
+            # It can't close the socket any more.
             with contextlib.suppress(OSError, AttributeError):
-                self._transport.get_extra_info("socket")._sock.close()
-        else:
-            with contextlib.suppress(RuntimeError):
-                self._transport.abort()
+                writer.get_extra_info("socket")._sock.close()
 
 
 class AsyncNodeLink:
@@ -123,10 +101,9 @@ class AsyncNodeLink:
         """Do what ``NodeLink.replies`` does."""
         if not commands:
             return []
-        packed = pack(commands)
         loop = asyncio.get_running_loop()
         if self.node.max_connections is None:
-            return await self._replies(loop, packed, len(commands), deadline)
+            return await self._replies(loop, commands, deadline)
         places = self._places_of(loop, self.node.max_connections)
         until = self.node.until(deadline, connecting=True)
         try:
@@ -134,7 +111,7 @@ class AsyncNodeLink:
         except TimeoutError:
             raise all_in_use(self.node) from None
         try:
-            return await self._replies(loop, packed, len(commands), deadline)
+            return await self._replies(loop, commands, deadline)
         finally:
             places.release()
 
@@ -144,24 +121,23 @@ class AsyncNodeLink:
         return self._places[1]
 
     async def _replies(
-        self, loop: asyncio.AbstractEventLoop, packed: bytes, count: int, deadline: float | None
+        self, loop: asyncio.AbstractEventLoop, commands: Sequence[Command], deadline: float | None
     ) -> list[Any]:
         connection = self._unused(loop)
         until = self.node.until(deadline, connecting=connection is None)
-        doing = "waiting for a reply"
+        doing = ["waiting for a reply"]
         try:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
                 if connection is None:
-                    doing = "connecting"
-                    connection = await self._connected(loop, until)
-                    doing = "waiting for a reply"
-                replies = await connection.talk(packed, count)
+                    connection = await self._connected(loop, until, doing)
+                    doing.append("waiting for a reply")
+                replies = await connection.talk(commands)
         except BaseException as exc:
             # Replies may still be under way: nobody else may take them for theirs.
             if connection is not None:
                 connection.close()
-            if isinstance(exc, (OSError, redis.exceptions.InvalidResponse)):
-                raise self._failure(exc, doing) from exc
+            if isinstance(exc, (OSError, redis.exceptions.RedisError)):
+                raise self._failure(exc, doing[-1]) from exc
             raise
         if connection.generation != self._generation or drops_connection(replies):
             connection.close()
@@ -177,48 +153,51 @@ class AsyncNodeLink:
             connection.close()
         return None
 
-    async def _connected(self, loop: asyncio.AbstractEventLoop, until: float) -> _Connection:
-        greeting = self.node.greeting()
-        connection = _Connection(loop, self._generation)
+    async def _connected(self, loop: asyncio.AbstractEventLoop, until: float, doing: list[str]) -> _Connection:
+        node = self.node
+        connection = _Connection(node, loop, self._generation)
         try:
-            connect_until = self.node.connect_until(until)
+            doing.append("connecting")
+            connect_until = node.connect_until(until)
+            addresses = await self._addresses(connect_until)
             async with asyncio.timeout_at(loop.time() + connect_until - time.monotonic()):
-                await self._connect(loop, connection, connect_until)
+                reader, writer = await self._streams(loop, addresses, connect_until)
         except (OSError, ValueError) as exc:
-            connection.close()
             raise self._failure(exc, "connecting") from exc
-        if greeting:
-            try:
-                settled(await connection.talk(pack(greeting), len(greeting)))
-            except BaseException as exc:
-                connection.close()
-                if isinstance(exc, asyncio.CancelledError) and time.monotonic() >= until:
-                    raise LinkTimeout(f"{self.node.place}: no time was left while logging in") from exc
-                if isinstance(exc, (OSError, redis.exceptions.InvalidResponse)):
-                    raise self._failure(exc, "logging in") from exc
-                raise
+        doing.append("logging in")
+        try:
+            role = await connection.log_in(reader, writer, master_only=node.master_only)
+            if node.master_only:
+                node.check_role(role)
+        except BaseException as exc:
+            connection.close()
+            if isinstance(exc, (OSError, redis.exceptions.RedisError)):
+                raise self._failure(exc, "logging in") from exc
+            raise
         return connection
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop, connection: _Connection, until: float) -> None:
+    async def _addresses(self, until: float) -> list[Address]:
         node = self.node
         if node.path:
-            sock = await _connect(loop, socket.AF_UNIX, node.path, until)
+            return [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", node.path)]
+        return await resolver.addresses_async(node.host, node.port, timeout_seconds=left(until))
+
+    async def _streams(
+        self, loop: asyncio.AbstractEventLoop, addresses: list[Address], until: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        node = self.node
+        failure: OSError = OSError("the name has no address")
+        for number, (family, _, _, _, address) in enumerate(addresses):
+            try:
+                sock = await _connect(loop, family, address, share_of(until, len(addresses) - number))
+                break
+            except OSError as exc:
+                failure = exc
         else:
-            addresses = await resolver.addresses_async(node.host, node.port, timeout_seconds=left(until))
-            failure: OSError = OSError("the name has no address")
-            for number, (family, _, _, _, address) in enumerate(addresses):
-                try:
-                    sock = await _connect(loop, family, address, share_of(until, len(addresses) - number))
-                    break
-                except OSError as exc:
-                    failure = exc
-            else:
-                raise failure
+            raise failure
         tls = None if node.tls is None else node.tls.context()
         try:
-            await loop.create_connection(
-                lambda: connection, sock=sock, ssl=tls, server_hostname=node.host if tls else None
-            )
+            return await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=node.host if tls else None)
         except BaseException:
             sock.close()
             raise

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Collection
+from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import redis
 
 from x2gofleet.connection import Breaker, Link, link_from_url, link_of, opens_breaker, unavailable
+from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Events
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
+from x2gofleet.mirror import Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
 from x2gofleet.placement import RESERVATION_SECONDS, Placement
 from x2gofleet.questions import LOOKUP_SECONDS, Questions
@@ -28,8 +31,8 @@ class Guard:
 
     __slots__ = ("_breaker",)
 
-    def __init__(self) -> None:
-        self._breaker = Breaker()
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
 
     def __enter__(self) -> None:
         self._breaker.check()
@@ -57,23 +60,38 @@ class FleetCache:
     The methods and their semantics follow ``x2go.cache.X2GoListSessionsCache`` of python-x2go where it has them.
     """
 
-    def __init__(self, client: redis.Redis | Link, *, namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Use a redis-py client, whose own timeouts hold, or a link; ``from_url`` makes one with bounded timeouts."""
+    def __init__(
+        self,
+        client: redis.Redis | Link,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        mirror: Mirror | NoMirror | None = None,
+    ) -> None:
+        """Use a redis-py client, whose own timeouts hold, or a link; ``from_url`` makes one with bounded timeouts.
+
+        A ``mirror`` of the same namespace answers what it can; it is closed with the cache.
+        """
         self._link = link_of(client)
         self._questions = Questions(Lookups(Keys(namespace)))
-        self._guard = Guard()
+        self._mirror = mirror or NoMirror()
+        self._guard = Guard(self._mirror.breaker)
 
     @classmethod
-    def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE) -> Self:
-        """Return a cache that reads from ``redis://host:port/db`` or ``unix:///path``; connects at the first call.
+    def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE, mirror: bool | Collection[str] = False) -> Self:
+        """Return a cache that reads from the Redis, Sentinel group or Cluster at ``url``; connects at the first call.
 
-        Raises ValueError for another URL or namespace.
+        ``redis://host:port/db``, ``rediss://``, ``unix:///path``, ``redis+sentinel://`` and ``redis+cluster://``: see
+        docs/redis.md.
+
+        With ``mirror=True`` the fleet is held in this process, with a collection of profile names what these need:
+        then lookups are answered without Redis (docs/mirror.md). Raises ValueError for another URL or namespace.
         """
-        return cls(link_from_url(url), namespace=namespace)
+        followed = mirror_from_url(url, Keys(namespace), mirror)
+        return cls(link_from_url(url), namespace=namespace, mirror=followed)
 
     def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
         """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if seconds is None else monotonic() + seconds
         try:
             commands = next(query)
             while True:
@@ -86,6 +104,19 @@ class FleetCache:
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    def _answer(self, method: str, arguments: Any, ask: Callable[[Questions], Query[T]]) -> T:
+        """Ask the mirror, then Redis; where that can't be asked, the mirror for what is not expired yet."""
+        found = self._mirror.answer(method, arguments, ask)
+        if found is not None:
+            return found
+        try:
+            return self._run(self._mirror.watched(ask(self._questions)))
+        except CacheUnavailable:
+            found = self._mirror.answer(method, arguments, ask, bridging=True)
+            if found is None:
+                raise
+            return found
 
     def is_cached(
         self,
@@ -100,7 +131,11 @@ class FleetCache:
         Raises ValueError for an unknown ``cache_type``, CacheUnavailable when Redis can't be asked. An unknown
         profile or session UUID is not cached.
         """
-        return self._run(self._questions.is_cached(profile_name, session_uuid, cache_type, username=username))
+        arguments = profile_name, session_uuid, cache_type, username
+        known = self._mirror.now.cached.get(arguments)
+        if known is not None and monotonic() < known[0]:
+            return True
+        return self._answer("cached", arguments, lambda asked: asked.is_cached(*arguments[:3], username=username))
 
     def list_sessions(
         self,
@@ -115,11 +150,24 @@ class FleetCache:
         the servers that are down and have no snapshot left, ``oldest_age`` is in seconds.
         Raises CacheUnavailable, SchemaMismatch and SnapshotCorrupt.
         """
-        return self._run(self._questions.list_sessions(session_uuid, profile_name=profile_name, username=username))
+        arguments = session_uuid, profile_name, username
+        known = self._mirror.now.sessions.get(arguments)
+        if known is not None and monotonic() < known[0]:
+            found: SessionList = known[1]
+            return found
+        return self._answer(
+            "sessions",
+            arguments,
+            lambda asked: asked.list_sessions(session_uuid, profile_name=profile_name, username=username),
+        )
 
     def find_sessions(self, *, username: str) -> SessionList | None:
         """Return the unfinished sessions of one user on every server of the fleet, None where not cached."""
-        return self._run(self._questions.find_sessions(username=username))
+        known = self._mirror.now.found.get(username)
+        if known is not None and monotonic() < known[0]:
+            found: SessionList = known[1]
+            return found
+        return self._answer("found", username, lambda asked: asked.find_sessions(username=username))
 
     def list_desktops(
         self,
@@ -133,7 +181,15 @@ class FleetCache:
         Where servers are polled as their administrator a desktop list belongs to one user: without ``username`` it is
         not cached.
         """
-        return self._run(self._questions.list_desktops(session_uuid, profile_name=profile_name, username=username))
+        arguments = session_uuid, profile_name, username
+        known = self._mirror.now.desktops.get(arguments)
+        if known is not None and monotonic() < known[0]:
+            return list(known[1])
+        return self._answer(
+            "desktops",
+            arguments,
+            lambda asked: asked.list_desktops(session_uuid, profile_name=profile_name, username=username),
+        )
 
     def list_mounts(
         self,
@@ -143,11 +199,22 @@ class FleetCache:
         username: str | None = None,
     ) -> list[str] | None:
         """Return the mounted client folders, ``client|path`` each, or None where not cached."""
-        return self._run(self._questions.list_mounts(session_uuid, profile_name=profile_name, username=username))
+        arguments = session_uuid, profile_name, username
+        known = self._mirror.now.mounts.get(arguments)
+        if known is not None and monotonic() < known[0]:
+            return list(known[1])
+        return self._answer(
+            "mounts",
+            arguments,
+            lambda asked: asked.list_mounts(session_uuid, profile_name=profile_name, username=username),
+        )
 
     def load(self, profile_name: str) -> dict[str, LoadReport] | None:
         """Return the load of a profile's servers by server id, or None where not cached."""
-        return self._run(self._questions.load(profile_name))
+        known = self._mirror.now.loads.get(profile_name)
+        if known is not None and monotonic() < known[0]:
+            return dict(known[1])
+        return self._answer("loads", profile_name, lambda asked: asked.load(profile_name))
 
     def snapshots(
         self,
@@ -204,12 +271,15 @@ class FleetCache:
         Raises UnknownProfile, RefreshFailed (with ``errors`` by server and ``partial``), CacheUnavailable, and
         ValueError for what is no user name.
         """
-        return self._run(
-            self._questions.update(
-                profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
-            ),
-            seconds=None,
-        )
+        try:
+            return self._run(
+                self._questions.update(
+                    profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
+                ),
+                seconds=None,
+            )
+        finally:
+            self._mirror.forget(profile_name)
 
     def update_all(
         self,
@@ -223,30 +293,46 @@ class FleetCache:
 
         Raises as ``update`` does, after every profile was asked.
         """
-        return self._run(
-            self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
-            seconds=None,
-        )
+        try:
+            return self._run(
+                self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
+                seconds=None,
+            )
+        finally:
+            self._mirror.forget()
 
     def delete(self, profile_name: str, *, timeout: float = 10.0) -> None:
         """Drop what is cached of a profile; the next poll fills it again. Carried out by the owning workers.
 
         Raises UnknownProfile, RefreshFailed where a worker did not answer, CacheUnavailable.
         """
-        self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
+        try:
+            self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
+        finally:
+            self._mirror.forget(profile_name)
 
     def check_cache(self, *, timeout: float = 10.0) -> None:
         """Drop what belongs to targets that are in the inventory no more. Without a live worker nothing is done:
         then everything expires by itself."""
-        self._run(self._questions.check_cache(timeout=timeout), seconds=None)
+        try:
+            self._run(self._questions.check_cache(timeout=timeout), seconds=None)
+        finally:
+            self._mirror.forget()
 
     def register_session(self, session_uuid: str, profile_name: str, username: str | None = None) -> None:
         """Remember which profile and user a client's session UUID stands for, for a week."""
-        self._run(self._questions.register_session(session_uuid, profile_name, username))
+        self._run(self._mirror.watched(self._questions.register_session(session_uuid, profile_name, username)))
 
     def forget_session(self, session_uuid: str) -> None:
         """Forget a registered session; an unknown one is no error."""
-        self._run(self._questions.forget_session(session_uuid))
+        self._run(self._mirror.watched(self._questions.forget_session(session_uuid)))
+
+    def resync(self) -> None:
+        """Bring the mirror up to date with what workers have told; returns at once where there is no mirror.
+
+        For who must see what another process has just done. Raises CacheUnavailable where that took more than 2 s.
+        """
+        self._mirror.resync()
 
     def place(
         self, profile_name: str, username: str, *, reserve_seconds: float = RESERVATION_SECONDS
@@ -279,7 +365,8 @@ class FleetCache:
         return self._run(self._questions.release(server, username))
 
     def close(self) -> None:
-        """Close the connections to Redis."""
+        """End the mirror and close the connections to Redis."""
+        self._mirror.close()
         self._link.close()
 
     def __enter__(self) -> Self:

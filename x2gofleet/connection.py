@@ -5,19 +5,17 @@ redis-py's own defaults retry for seconds; a login must not wait for that.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from x2gofleet.aiolink import AsyncNodeLink
+from x2gofleet.cluster import AsyncClusterLink, ClusterLink
 from x2gofleet.failures import Breaker, opens_breaker, unavailable
 from x2gofleet.link import ClientLink, NodeLink
-from x2gofleet.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, Node
-from x2gofleet.resp import Command
+from x2gofleet.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, REDIS_OPTIONS, Command, Node
+from x2gofleet.sentinel import AsyncSentinelLink, SentinelLink
 from x2gofleet.tls import Tls
 from x2gofleet.urls import DEFAULT_URL, RedisUrl, redact_url, url_from_environment
 
@@ -40,11 +38,16 @@ __all__ = [
     "url_from_environment",
 ]
 
-_HAS_DRIVER_INFO = "driver_info" in inspect.signature(redis.Redis.__init__).parameters
+
+ASYNC_CONNECTIONS = 32
 
 
 class Link(Protocol):
     """A way to one Redis, Sentinel group or Cluster. Thread-safe; usable in a forked child."""
+
+    @property
+    def one_clock(self) -> bool:
+        """Whether all keys are on one server, so that there is one TIME; not so in a Cluster."""
 
     def exchange(
         self, commands: Sequence[Command], *, deadline: float | None = None, near: str | None = None
@@ -87,8 +90,18 @@ def _async_node_link(parsed: RedisUrl, node: Node) -> AsyncLink:
 
 
 # By RedisUrl.kind. A Node is a first server; the others of the group have its settings but host and port.
-_LINKS: dict[str, Callable[[RedisUrl, Node], Link]] = {"node": _node_link, "unix": _node_link}
-_ASYNC_LINKS: dict[str, Callable[[RedisUrl, Node], AsyncLink]] = {"node": _async_node_link, "unix": _async_node_link}
+_LINKS: dict[str, Callable[[RedisUrl, Node], Link]] = {
+    "node": _node_link,
+    "unix": _node_link,
+    "sentinel": lambda parsed, node: SentinelLink(parsed.hosts, parsed.master, node),
+    "cluster": lambda parsed, node: ClusterLink(parsed.hosts, node),
+}
+_ASYNC_LINKS: dict[str, Callable[[RedisUrl, Node], AsyncLink]] = {
+    "node": _async_node_link,
+    "unix": _async_node_link,
+    "sentinel": lambda parsed, node: AsyncSentinelLink(parsed.hosts, parsed.master, node),
+    "cluster": lambda parsed, node: AsyncClusterLink(parsed.hosts, node),
+}
 
 
 def _understood(
@@ -131,9 +144,9 @@ def async_link_from_url(
     *,
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
-    max_connections: int | None = None,
+    max_connections: int | None = ASYNC_CONNECTIONS,
 ) -> AsyncLink:
-    """Return what ``link_from_url`` does, for asyncio."""
+    """Return what ``link_from_url`` does, for asyncio: many tasks share a few connections."""
     parsed, node = _understood(url, connect_timeout_seconds, command_timeout_seconds, max_connections)
     return _ASYNC_LINKS[parsed.kind](parsed, node)
 
@@ -162,13 +175,7 @@ def client_from_url(
         "password": parsed.credentials.read() or None,
         "socket_timeout": command_timeout_seconds,
         "socket_connect_timeout": connect_timeout_seconds,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
-        "health_check_interval": 0,
-        "decode_responses": False,
-        "protocol": 2,
-        # No CLIENT SETINFO: it costs a round trip each at the first call of a login.
-        **({"driver_info": None} if _HAS_DRIVER_INFO else {"lib_name": None, "lib_version": None}),
+        **REDIS_OPTIONS,
     }
     kind: Any = redis.Connection
     if parsed.kind == "unix":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 import time
@@ -16,7 +17,12 @@ from x2gofleet.tls import tls_failure
 
 
 class LinkFailed(redis.exceptions.ConnectionError):
-    """No reply came, and ``reason`` says why: the server could not be reached, or ended the connection."""
+    """No reply came, and ``reason`` says why: the server could not be reached, or ended the connection.
+
+    ``unsent`` tells that no command had been sent yet: another server may be asked instead.
+    """
+
+    unsent = False
 
     def __init__(self, text: str, reason: Unavailable = Unavailable.UNREACHABLE) -> None:
         super().__init__(text)
@@ -24,7 +30,9 @@ class LinkFailed(redis.exceptions.ConnectionError):
 
 
 class LinkTimeout(redis.exceptions.TimeoutError):
-    """No reply came in time."""
+    """No reply came in time; ``unsent`` as in LinkFailed."""
+
+    unsent = False
 
 
 # What a reply says of the server it comes from: another one may be asked, or this one again over a new connection.
@@ -34,11 +42,14 @@ DROPS_CONNECTION = (
     redis.exceptions.MasterDownError,
 )
 
+_LACKS_RIGHT = "the Redis user lacks a right, x2gofleet acl prints all that its role needs"
+# What servers say where a command of a script meets NOPERM: the newer ones, then Redis 6.2 and 7.0.
+_SCRIPT_LACKS_RIGHT = ("ACL failure in script", "The user executing the script can't")
 _REASONS: tuple[tuple[type[Exception], Unavailable, str], ...] = (
     (redis.exceptions.BusyLoadingError, Unavailable.LOADING, "Redis is still loading its data set"),
     (redis.exceptions.ReadOnlyError, Unavailable.READ_ONLY, "Redis refuses writes"),
     (redis.exceptions.OutOfMemoryError, Unavailable.OUT_OF_MEMORY, "Redis is at its maxmemory"),
-    (redis.exceptions.NoPermissionError, Unavailable.NO_PERMISSION, "the Redis user lacks a right"),
+    (redis.exceptions.NoPermissionError, Unavailable.NO_PERMISSION, _LACKS_RIGHT),
     (
         redis.exceptions.AuthenticationError,
         Unavailable.AUTHENTICATION,
@@ -59,6 +70,7 @@ _REASONS: tuple[tuple[type[Exception], Unavailable, str], ...] = (
     (redis.exceptions.ConnectionError, Unavailable.UNREACHABLE, ""),
     (OSError, Unavailable.UNREACHABLE, ""),
 )
+CONNECTING = ("connecting", "logging in")
 _REFUSES_WRITES = ("MISCONF", "NOREPLICAS")
 
 
@@ -69,6 +81,8 @@ def unavailable(exc: Exception, what: str) -> CacheUnavailable:
         return CacheUnavailable(f"{what}: {text}", exc.reason)
     if text.startswith(_REFUSES_WRITES):
         return CacheUnavailable(f"{what}: Redis refuses writes: {text}", Unavailable.READ_ONLY)
+    if any(words in text for words in _SCRIPT_LACKS_RIGHT):
+        return CacheUnavailable(f"{what}: {_LACKS_RIGHT}: {text}", Unavailable.NO_PERMISSION)
     for kind, reason, said in _REASONS:
         if isinstance(exc, kind):
             return CacheUnavailable(f"{what}: {said}: {text}" if said else f"{what}: {text}", reason)
@@ -80,11 +94,46 @@ def opens_breaker(exc: Exception) -> bool:
     return isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError))
 
 
+_CODES: dict[str, type[redis.exceptions.ResponseError]] = {
+    "ASK": redis.exceptions.AskError,
+    "CLUSTERDOWN": redis.exceptions.ClusterDownError,
+    "CROSSSLOT": redis.exceptions.ClusterCrossSlotError,
+    "MASTERDOWN": redis.exceptions.MasterDownError,
+    "MOVED": redis.exceptions.MovedError,
+    "TRYAGAIN": redis.exceptions.TryAgainError,
+}
+
+
+def reply_error(exc: redis.exceptions.ResponseError) -> redis.exceptions.ResponseError:
+    """Return an error reply as the exception that it is in a Cluster: redis-py's plain parser leaves these as text."""
+    code, _, rest = str(exc).partition(" ")
+    kind = _CODES.get(code) if type(exc) is redis.exceptions.ResponseError else None
+    return exc if kind is None else kind(rest)
+
+
+def is_unsent(exc: BaseException) -> bool:
+    """Whether an exchange failed before any command was sent."""
+    return isinstance(exc, (LinkFailed, LinkTimeout)) and exc.unsent
+
+
 def link_failure(exc: Exception, place: str, host: str, doing: str) -> redis.exceptions.RedisError:
     """Return what an exchange raises for an error of the socket or of TLS met while ``doing`` ("connecting").
 
     ``place`` is where Redis is, as people write it; ``host`` the name that its certificate must have.
     """
+    failure = _link_failure(exc, place, host, doing)
+    if isinstance(failure, (LinkFailed, LinkTimeout)) and doing in CONNECTING:
+        failure.unsent = True
+    return failure
+
+
+def _link_failure(exc: BaseException, place: str, host: str, doing: str) -> redis.exceptions.RedisError:
+    if type(exc) in (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+        # What redis-py makes of an error of the socket; an error reply is of a kind of its own.
+        if isinstance(exc.__context__, OSError):
+            return _link_failure(exc.__context__, place, host, doing)
+        if "max number of clients" not in str(exc):
+            return LinkFailed(f"{place} ended the connection while {doing}")
     if isinstance(exc, redis.exceptions.RedisError):
         return exc
     if isinstance(exc, NameNotResolved):
@@ -96,7 +145,9 @@ def link_failure(exc: Exception, place: str, host: str, doing: str) -> redis.exc
     if isinstance(exc, ssl.SSLError):
         return LinkFailed(tls_failure(exc, place, host), Unavailable.TLS)
     if isinstance(exc, OSError):
-        return LinkFailed(f"{place}: {exc.strerror or exc} while {doing}")
+        # asyncio words errors of connecting its own way.
+        said = os.strerror(exc.errno) if exc.errno else str(exc)
+        return LinkFailed(f"{place}: {said} while {doing}")
     return LinkFailed(f"{place}: {exc} while {doing}", Unavailable.OTHER)
 
 

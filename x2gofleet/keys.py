@@ -94,6 +94,14 @@ class Keys:
         """Hash version, document (JSON): the published inventory."""
         return f"{self.namespace}:fleet"
 
+    def fresh(self) -> str:
+        """Hash ``<target>:<kind>`` -> hint (hints.py): what is stored and until when, for mirrors to resync from."""
+        return f"{self.namespace}:fresh"
+
+    def changes(self) -> str:
+        """Capped stream of hints: what has just changed, so that mirrors needn't wait for their next resync."""
+        return f"{self.namespace}:changes"
+
     def uuid(self, session_uuid: str) -> str:
         """Hash profile, username: a registered X2Go session."""
         return f"{self.namespace}:uuid:{session_uuid}"

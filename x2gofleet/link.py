@@ -1,26 +1,27 @@
-"""link: commands to one Redis server and their replies, over a pool of blocking connections with hard deadlines.
+"""link: commands to one Redis server and their replies, over a pool of redis-py connections with hard deadlines.
 
-Not redis-py's connections: their timeouts hold for each read, so that a server that drips bytes is waited for without
-end; and a bare exchange costs half of theirs.
+redis-py's own timeouts hold for each read, so that a server that drips bytes is waited for without end: its connections
+are given sockets here that know when to stop.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import redis
 
-from x2gofleet.failures import link_failure
+from x2gofleet.failures import link_failure, reply_error
 from x2gofleet.forks import begins_anew
 from x2gofleet.node import (
-    READ_BYTES,
     SCAN_COUNT,
+    Command,
     Node,
     all_in_use,
     drops_connection,
@@ -30,61 +31,173 @@ from x2gofleet.node import (
     share_of,
 )
 from x2gofleet.resolving import resolver
-from x2gofleet.resp import MISSING, Command, new_reader, pack
+
+
+class _Socket(socket.socket):
+    """A socket that nobody waits for beyond ``until``, a value of time.monotonic."""
+
+    until = 0.0
+
+    def recv(self, *args: Any) -> bytes:
+        self.settimeout(left(self.until))
+        return super().recv(*args)
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(left(self.until))
+        return super().recv_into(*args)
+
+    def sendall(self, *args: Any) -> None:
+        self.settimeout(left(self.until))
+        super().sendall(*args)
+
+    def quiet(self) -> bool:
+        """Whether nothing came: neither bytes nor the end of the connection."""
+        self.settimeout(0.0)
+        try:
+            super().recv(1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """The same with TLS."""
+
+    until = 0.0
+
+    def recv(self, *args: Any) -> bytes:
+        self.settimeout(left(self.until))
+        return super().recv(*args)
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(left(self.until))
+        return super().recv_into(*args)
+
+    def send(self, *args: Any) -> int:
+        # What SSLSocket.sendall is made of.
+        self.settimeout(left(self.until))
+        return super().send(*args)
+
+    def quiet(self) -> bool:
+        """Whether nothing came: neither bytes nor the end of the connection."""
+        self.settimeout(0.0)
+        try:
+            super().recv(1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            pass
+        return False
 
 
 class _Connection:
-    """One connected socket; whoever gets an error from it closes it."""
+    """A connection of redis-py over a socket of ours; whoever gets an error from it closes it."""
 
-    __slots__ = ("_reader", "_sock", "generation")
+    __slots__ = ("_redis", "_sock", "generation")
 
-    def __init__(self, sock: socket.socket, generation: int) -> None:
-        self._sock, self.generation = sock, generation
-        self._reader = new_reader()
+    def __init__(self, node: Node, generation: int) -> None:
+        self.generation = generation
+        self._sock: _Socket | _TlsSocket | None = None
+        self._redis: Any = redis.Connection(**node.connection_options())
 
-    def talk(self, packed: bytes, count: int, until: float) -> list[Any]:
-        """Send, and read ``count`` replies. Raises OSError, TimeoutError among them, and InvalidResponse."""
-        sock, reader = self._sock, self._reader
-        sock.settimeout(left(until))
-        sock.sendall(packed)
+    def log_in(self, sock: _Socket | _TlsSocket, until: float, *, master_only: bool) -> Any:
+        """Take over a connected socket: AUTH, SELECT; return the reply to ROLE where it is asked."""
+        self._sock = self._redis._sock = sock
+        sock.until = until
+        self._redis.on_connect()
+        if not master_only:
+            return None
+        self._redis.send_command("ROLE", check_health=False)
+        return self._redis.read_response()
+
+    def send(self, commands: Sequence[Command], until: float) -> None:
+        """Send. Raises redis-py's ConnectionError and TimeoutError."""
+        assert self._sock is not None
+        self._sock.until = until
+        packed = self._redis.pack_commands(commands)
+        self._redis.send_packed_command(packed if len(packed) == 1 else [b"".join(packed)], check_health=False)
+
+    def receive(self, count: int, until: float) -> list[Any]:
+        """Read ``count`` replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
+        assert self._sock is not None
+        self._sock.until = until
+        read = self._redis.read_response
         replies: list[Any] = []
-        while True:
-            sock.settimeout(left(until))
-            data = sock.recv(READ_BYTES)
-            if not data:
-                raise ConnectionResetError("the server ended the connection")
-            reader.feed(data)
-            while len(replies) < count:
-                reply = reader.gets()
-                if reply is MISSING:
-                    break
-                replies.append(reply)
-            else:
-                return replies
+        while len(replies) < count:
+            try:
+                replies.append(read())
+            except redis.exceptions.ResponseError as exc:
+                replies.append(reply_error(exc))
+        return replies
 
     def idle(self) -> bool:
         """Whether nothing came since the last reply: neither the end of the connection nor what nobody asked for."""
-        try:
-            self._sock.settimeout(0.0)
-            self._sock.recv(1)
-        except BlockingIOError:
-            return True
-        except OSError as exc:
-            # What a TLS socket raises instead of BlockingIOError.
-            return type(exc).__name__ == "SSLWantReadError"
-        return False
+        return self._sock is not None and self._sock.quiet()
 
     def close(self) -> None:
-        """Close the socket."""
-        with contextlib.suppress(OSError):
-            self._sock.close()
+        """Close the socket; in a forked child without a word to the server."""
+        sock, self._sock, self._redis._sock = self._sock, None, None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.close()
 
     def __del__(self) -> None:
         self.close()
 
 
+class Opened:
+    """A connection of a NodeLink for one exchange: ``send``, then ``receive``, or else ``abandon``."""
+
+    __slots__ = ("_connection", "_count", "_link", "_places", "_until")
+
+    def __init__(
+        self, link: NodeLink, connection: _Connection, until: float, places: threading.Semaphore | None
+    ) -> None:
+        self._link, self._connection, self._until, self._places = link, connection, until, places
+        self._count = 0
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Send commands in one piece. Raises what ``NodeLink.exchange`` raises."""
+        try:
+            self._connection.send(commands, self._until)
+        except BaseException as exc:
+            self._broken(exc)
+            raise
+        self._count = len(commands)
+
+    def receive(self) -> list[Any]:
+        """Return the replies, error replies as exceptions. Raises what ``NodeLink.exchange`` raises."""
+        try:
+            replies = self._connection.receive(self._count, self._until)
+        except BaseException as exc:
+            self._broken(exc)
+            raise
+        self._link.give_back(self._connection, replies)
+        self._release()
+        return replies
+
+    def abandon(self) -> None:
+        """Close the connection, as replies may be under way: nobody else may take them for theirs."""
+        self._connection.close()
+        self._release()
+
+    def _broken(self, exc: BaseException) -> None:
+        self.abandon()
+        if isinstance(exc, (OSError, redis.exceptions.RedisError)):
+            raise self._link.failure(exc, "waiting for a reply") from exc
+
+    def _release(self) -> None:
+        places, self._places = self._places, None
+        if places is not None:
+            places.release()
+
+
 class NodeLink:
     """A Link to one server. Thread-safe; a forked child makes connections of its own."""
+
+    one_clock = True
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -112,36 +225,34 @@ class NodeLink:
         """Return what ``exchange`` does, with error replies as exceptions in the list."""
         if not commands:
             return []
-        packed = pack(commands)
+        opened = self.open(deadline=deadline)
+        opened.send(commands)
+        return opened.receive()
+
+    def open(self, *, deadline: float | None = None) -> Opened:
+        """Return a connection to talk over once, for who talks to several servers at a time."""
         places = self._places
         if places is not None:
             until = self.node.until(deadline, connecting=True)
             if not places.acquire(timeout=max(until - monotonic(), 0.0)):
                 raise all_in_use(self.node)
         try:
-            return self._replies(packed, len(commands), deadline)
-        finally:
+            connection = self._unused()
+            until = self.node.until(deadline, connecting=connection is None)
+            if connection is None:
+                connection = self._connected(until)
+        except BaseException:
             if places is not None:
                 places.release()
-
-    def _replies(self, packed: bytes, count: int, deadline: float | None) -> list[Any]:
-        connection = self._unused()
-        until = self.node.until(deadline, connecting=connection is None)
-        if connection is None:
-            connection = self._connected(until)
-        try:
-            replies = connection.talk(packed, count, until)
-        except BaseException as exc:
-            # Replies may still be under way: nobody else may take them for theirs.
-            connection.close()
-            if isinstance(exc, (OSError, redis.exceptions.InvalidResponse)):
-                raise self._failure(exc, "waiting for a reply") from exc
             raise
+        return Opened(self, connection, until, places)
+
+    def give_back(self, connection: _Connection, replies: list[Any]) -> None:
+        """Keep a connection that is not in use any more for the next exchange, unless it had better be closed."""
         if connection.generation != self._generation or drops_connection(replies):
             connection.close()
         else:
             self._idle.append(connection)
-        return replies
 
     def _unused(self) -> _Connection | None:
         idle = self._idle
@@ -155,22 +266,24 @@ class NodeLink:
             connection.close()
 
     def _connected(self, until: float) -> _Connection:
-        greeting = self.node.greeting()
+        node = self.node
+        connection = _Connection(node, self._generation)
         try:
-            connection = _Connection(self._socket(self.node.connect_until(until)), self._generation)
+            sock = self._socket(node.connect_until(until))
         except (OSError, ValueError) as exc:
-            raise self._failure(exc, "connecting") from exc
-        if greeting:
-            try:
-                settled(connection.talk(pack(greeting), len(greeting), until))
-            except BaseException as exc:
-                connection.close()
-                if isinstance(exc, (OSError, redis.exceptions.InvalidResponse)):
-                    raise self._failure(exc, "logging in") from exc
-                raise
+            raise self.failure(exc, "connecting") from exc
+        try:
+            role = connection.log_in(sock, until, master_only=node.master_only)
+        except BaseException as exc:
+            connection.close()
+            if isinstance(exc, (OSError, redis.exceptions.RedisError)):
+                raise self.failure(exc, "logging in") from exc
+            raise
+        if node.master_only:
+            node.check_role(role)
         return connection
 
-    def _socket(self, until: float) -> socket.socket:
+    def _socket(self, until: float) -> _Socket | _TlsSocket:
         node = self.node
         if node.path:
             return _connect(socket.AF_UNIX, node.path, until)
@@ -186,14 +299,17 @@ class NodeLink:
             raise failure
         if node.tls is None:
             return sock
+        context = node.tls.context()
+        context.sslsocket_class = _TlsSocket
         try:
             sock.settimeout(left(until))
-            return node.tls.context().wrap_socket(sock, server_hostname=node.host)
+            return cast(_TlsSocket, context.wrap_socket(sock, server_hostname=node.host))
         except BaseException:
             sock.close()
             raise
 
-    def _failure(self, exc: Exception, doing: str) -> redis.exceptions.RedisError:
+    def failure(self, exc: Exception, doing: str) -> redis.exceptions.RedisError:
+        """Return what an exchange raises for an error of the socket met while ``doing``."""
         return link_failure(exc, self.node.place, self.node.host, doing)
 
     def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
@@ -220,8 +336,8 @@ class NodeLink:
         self.disconnect()
 
 
-def _connect(family: int, address: Any, until: float) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+def _connect(family: int, address: Any, until: float) -> _Socket:
+    sock = _Socket(family, socket.SOCK_STREAM)
     try:
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -236,6 +352,8 @@ def _connect(family: int, address: Any, until: float) -> socket.socket:
 
 class ClientLink:
     """A Link over a redis-py client that somebody else made: its own timeouts hold, beside the deadline."""
+
+    one_clock = True
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
@@ -257,7 +375,7 @@ class ClientLink:
                 try:
                     replies.append(connection.read_response())
                 except redis.exceptions.ResponseError as exc:
-                    replies.append(exc)
+                    replies.append(reply_error(exc))
             if drops_connection(replies):
                 connection.disconnect()
         except BaseException:

@@ -154,6 +154,11 @@ class Lookups:
         self._plans: dict[tuple[Any, ...], _Plan] = {}
         self._monotonic = monotonic
 
+    @property
+    def known(self) -> PublishedFleet | None:
+        """The published inventory as it was last read."""
+        return self._fleet
+
     def _read_fleet(self) -> Query[PublishedFleet | None]:
         replies = yield [("HMGET", self.keys.fleet(), "version", "document")]
         version, document = replies[0]

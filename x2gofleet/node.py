@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 from x2gofleet.errors import Unavailable
 from x2gofleet.failures import DROPS_CONNECTION, LinkFailed, LinkTimeout
-from x2gofleet.resp import Command
 from x2gofleet.tls import Tls
 from x2gofleet.urls import Credentials
 
+Command = Sequence[Any]
+
 CONNECT_TIMEOUT_SECONDS = 0.25
 COMMAND_TIMEOUT_SECONDS = 0.5
-READ_BYTES = 65_536
 SCAN_COUNT = 500
 NOBODY = Credentials()
 # A name may have many addresses of which the first ones are dead: each gets a part of the time for connecting.
 _LEAST_CONNECT_SECONDS = 0.05
+
+
+REDIS_OPTIONS: dict[str, Any] = {
+    "retry": Retry(NoBackoff(), 0),
+    "retry_on_timeout": False,
+    "health_check_interval": 0,
+    "decode_responses": False,
+    "protocol": 2,
+    # No CLIENT SETINFO: it costs a round trip each at the first call of a login.
+    **(
+        {"driver_info": None}
+        if "driver_info" in inspect.signature(redis.Redis.__init__).parameters
+        else {"lib_name": None, "lib_version": None}
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +47,7 @@ class Node:
     """One server: ``host`` and ``port``, or the ``path`` of a unix socket. Times are seconds.
 
     An exchange that finds a connection has ``command_timeout_seconds`` in all, one that has to make one also
-    ``connect_timeout_seconds``.
+    ``connect_timeout_seconds``. With ``master_only`` a connection to a replica is refused.
     """
 
     host: str = ""
@@ -39,6 +59,7 @@ class Node:
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS
     command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
     max_connections: int | None = None
+    master_only: bool = False
 
     @property
     def place(self) -> str:
@@ -57,14 +78,28 @@ class Node:
         """Return until when connecting may last, of an exchange that lasts ``until``."""
         return min(until, time.monotonic() + self.connect_timeout_seconds)
 
-    def greeting(self) -> list[Command]:
-        """Return what is said first on a new connection. Raises LinkFailed where the password can't be read."""
+    def connection_options(self) -> dict[str, Any]:
+        """Return what redis-py's connections are made with. Raises LinkFailed where the password can't be read."""
         try:
-            auth = self.credentials.auth()
+            password = self.credentials.read()
         except ValueError as exc:
             raise LinkFailed(str(exc), Unavailable.AUTHENTICATION) from exc
-        said: list[Command] = [auth] if auth else []
-        return [*said, ("SELECT", self.database)] if self.database else said
+        return {
+            "host": self.place,
+            "db": self.database,
+            "username": self.credentials.username or None,
+            "password": password or None,
+            **REDIS_OPTIONS,
+        }
+
+    def check_role(self, reply: Any) -> None:
+        """Look at a reply to ROLE. Raises LinkFailed where it is no master's."""
+        if reply[0] != b"master":
+            # Redis still says "slave".
+            role = reply[0].decode().replace("slave", "replica")
+            failure = LinkFailed(f"{self.place} is no master, but a {role}", Unavailable.NO_MASTER)
+            failure.unsent = True
+            raise failure
 
 
 def share_of(until: float, addresses_left: int) -> float:

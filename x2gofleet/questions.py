@@ -26,7 +26,7 @@ LOOKUP_SECONDS = 0.95
 _AFTER_USER = re.compile(r"\d+-\d+_st")
 _TARGETS_KEPT = 1024
 
-_Rows = tuple[list[SessionInfo], tuple[RejectedRow, ...]]
+Listed = tuple[list[SessionInfo], tuple[RejectedRow, ...]]
 
 
 class Questions:
@@ -35,9 +35,9 @@ class Questions:
     def __init__(self, lookups: Lookups) -> None:
         self.lookups = lookups
         self._placements = Placements(lookups)
-        self._parsed: dict[str, tuple[bytes, _Rows]] = {}
+        self._parsed: dict[str, tuple[bytes, Listed]] = {}
 
-    def _rows(self, snapshot: Snapshot) -> _Rows:
+    def _rows(self, snapshot: Snapshot) -> Listed:
         """Return the unfinished sessions of a snapshot; its text is parsed once, as it seldom changes."""
         known = self._parsed.get(snapshot.target)
         if known is not None and known[0] == snapshot.stdout:
@@ -48,16 +48,19 @@ class Questions:
         self._parsed[snapshot.target] = snapshot.stdout, found
         return found
 
+    def listed(self, snapshot: Snapshot, username: str | None) -> Listed:
+        """Return the unfinished sessions of a snapshot, with ``username`` that user's alone, and the rejected lines."""
+        if username is None:
+            return self._rows(snapshot)
+        rows, left_out = _unfinished(_lines_with(snapshot.stdout, username), snapshot.server)
+        return [row for row in rows if row.username == username], left_out
+
     def _sessions(self, view: View, username: str | None) -> SessionList:
         """Return the unfinished sessions of a View, with ``username`` that user's alone."""
         rows: list[SessionInfo] = []
         rejected: list[RejectedRow] = []
         for snapshot in view.snapshots:
-            if username is None:
-                listed, left_out = self._rows(snapshot)
-            else:
-                listed, left_out = _unfinished(_lines_with(snapshot.stdout, username), snapshot.server)
-                listed = [row for row in listed if row.username == username]
+            listed, left_out = self.listed(snapshot, username)
             rows += listed
             rejected += left_out
         return SessionList.from_rows(
@@ -284,6 +287,6 @@ def _lines_with(stdout: bytes, username: str) -> bytes:
     return b"\n".join([line for line in stdout.split(b"\n") if field in line])
 
 
-def _unfinished(stdout: bytes, server: str) -> _Rows:
+def _unfinished(stdout: bytes, server: str) -> Listed:
     rows, rejected = parse_sessions(stdout, server=server)
     return [row for row in rows if row.status != "F"], rejected

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import redis
 
-from x2gofleet.connection import unavailable
+from x2gofleet.connection import Command, Link, link_of, unavailable
 from x2gofleet.events import Change
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import Keys, server_of
@@ -105,12 +105,15 @@ class Script:
         self.text = resources.files("x2gofleet").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def run(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run the script and return its raw reply."""
+    def run(self, link: Link, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Run the script with each (keys, arguments) and return the raw replies: one round trip.
+
+        Where a server lacks the script, all calls are made once more: a script must bear that.
+        """
         try:
-            return client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+            return link.exchange([("EVALSHA", self.sha, len(keys), *keys, *args) for keys, args in calls])
         except redis.exceptions.NoScriptError:
-            return client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+            return link.exchange([("EVAL", self.text, len(keys), *keys, *args) for keys, args in calls])
 
 
 def _entries(listing: Listing) -> str:
@@ -152,46 +155,86 @@ class RedisClock:
 
     def now_ms(self) -> int | None:
         """Return the time of Redis in ms, as a lower bound; None before the first reply."""
+        return self.at_ms(self._monotonic())
+
+    def at_ms(self, moment: float) -> int | None:
+        """Return the time of Redis at a moment of the monotonic clock, past or future, as a lower bound."""
         anchor = self._anchor
-        if anchor is None:
-            return None
-        return anchor[0] + int((self._monotonic() - anchor[1]) * 1000)
+        return None if anchor is None else anchor[0] + math.floor((moment - anchor[1]) * 1000)
 
 
 class Store:
     """The writes of one worker. All methods raise CacheUnavailable when Redis can't be asked."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, worker_id: str) -> None:
-        self.client, self.keys, self.worker_id = client, keys, worker_id
+    def __init__(self, client: redis.Redis | Link, keys: Keys, worker_id: str) -> None:
+        """Write over a redis-py client, whose own timeouts hold, or over a link."""
+        self.link, self.keys, self.worker_id = link_of(client), keys, worker_id
         self.clock = RedisClock()
+        self._clocks: dict[str, RedisClock] = {}
         self._acquire, self._renew, self._release = Script("acquire"), Script("renew"), Script("release")
         self._store, self._confirm, self._fail = Script("store"), Script("confirm"), Script("fail")
         self._discard, self._publish = Script("discard"), Script("publish")
         self._seq = itertools.count(1)
 
-    def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any], what: str) -> Any:
+    def close(self) -> None:
+        """Close the connections to Redis."""
+        self.link.close()
+
+    def _ask(self, commands: Sequence[Command], what: str, *, near: str | None = None) -> list[Any]:
         try:
-            return script.run(self.client, keys, args)
+            return self.link.exchange(commands, near=near)
         except (redis.exceptions.RedisError, OSError) as exc:
             raise unavailable(exc, what) from exc
 
-    def _outcome(self, reply: Any) -> Outcome:
-        self.clock.set(int(reply[1]))
+    def _run_all(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]], what: str) -> list[Any]:
+        try:
+            return script.run(self.link, calls)
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, what) from exc
+
+    def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any], what: str) -> Any:
+        return self._run_all(script, [(keys, args)], what)[0]
+
+    def _clock_of(self, target: str | None) -> RedisClock:
+        # Each node of a Cluster has a clock of its own, and a target's keys may move to another node.
+        if target is None or self.link.one_clock:
+            return self.clock
+        return self._clocks.setdefault(target, RedisClock())
+
+    def _outcome(self, target: str, reply: Any) -> Outcome:
+        self._clock_of(target).set(int(reply[1]))
         return Outcome(reply[0].decode())
+
+    def now_ms(self, target: str | None = None) -> int | None:
+        """Return the time of the Redis that has a target's keys, or the inventory, in ms: a lower bound.
+
+        None before its first reply: then ``sync_clock`` asks.
+        """
+        return self._clock_of(target).now_ms()
 
     def next_seq(self) -> int:
         """Return a number that grows with each write, whichever target it is about."""
         return next(self._seq)
 
-    def sync_clock(self) -> int:
-        """Ask Redis for its time, in ms, and anchor the clock to it."""
-        try:
-            seconds, micros = self.client.time()
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "asking Redis for its time") from exc
-        now_ms = seconds * 1000 + micros // 1000
-        self.clock.set(now_ms)
+    def at_ms(self, target: str, moment: float) -> int:
+        """Return what the time of the Redis that has a target's keys was at a moment of time.monotonic, in ms."""
+        clock = self._clock_of(target)
+        known = clock.at_ms(moment)
+        if known is None:
+            self.sync_clock(target)
+            known = clock.at_ms(moment)
+        return cast(int, known)
+
+    def sync_clock(self, target: str | None = None) -> int:
+        """Ask the Redis that has a target's keys, or the inventory, for its time, in ms, and anchor its clock to it."""
+        near = self.keys.fleet() if target is None else self.keys.lease(target)
+        now_ms = self._time(near)
+        self._clock_of(target).set(now_ms)
         return now_ms
+
+    def _time(self, near: str) -> int:
+        ((seconds, micros),) = self._ask([("TIME",)], "asking Redis for its time", near=near)
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def acquire(self, target: str, *, ttl_ms: int, nonce: str | None = None) -> Lease | str:
         """Take the lease of ``target``; return it, or the id of the worker that holds it."""
@@ -204,24 +247,8 @@ class Store:
 
     def renew(self, leases: Sequence[Lease], *, ttl_ms: int) -> list[bool]:
         """Renew leases in one round trip; return for each whether it is still held."""
-        try:
-            for attempt in (1, 2):
-                pipeline = self.client.pipeline(transaction=False)
-                for lease in leases:
-                    pipeline.execute_command(
-                        "EVALSHA", self._renew.sha, 1, self.keys.lease(lease.target), lease.nonce, ttl_ms
-                    )
-                replies = pipeline.execute(raise_on_error=False)
-                if not any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
-                    break
-                if attempt == 1:
-                    self.client.script_load(self._renew.text)
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "renewing leases") from exc
-        return [reply == 1 for reply in replies]
+        calls = [((self.keys.lease(lease.target),), (lease.nonce, ttl_ms)) for lease in leases]
+        return [reply == 1 for reply in self._run_all(self._renew, calls, "renewing leases")]
 
     def release(self, lease: Lease) -> bool:
         """Give a lease back; False where it was not held any more."""
@@ -234,12 +261,8 @@ class Store:
 
     def stored(self, target: str, kind: Kind) -> tuple[str, bytes] | None:
         """Return digest and stdout of the stored listing, None where there is none."""
-        try:
-            digest, stdout = cast(
-                list[bytes | None], self.client.hmget(self.keys.snapshot(target, kind), ["digest", "stdout"])
-            )
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, f"reading the stored {kind.value} of {target}") from exc
+        command = ("HMGET", self.keys.snapshot(target, kind), "digest", "stdout")
+        ((digest, stdout),) = self._ask([command], f"reading the stored {kind.value} of {target}")
         return (digest.decode(), stdout) if digest is not None and stdout is not None else None
 
     def store(self, lease: Lease, seq: int, listing: Listing) -> Outcome:
@@ -267,7 +290,7 @@ class Store:
             *("schema", SCHEMA_VERSION),
             *("rejected_rows", listing.rejected_rows),
         )
-        return self._outcome(self._run(self._store, keys, args, f"storing the {kind.value} of {target}"))
+        return self._outcome(target, self._run(self._store, keys, args, f"storing the {kind.value} of {target}"))
 
     def confirm(
         self,
@@ -287,7 +310,7 @@ class Store:
             *(lease.nonce, lease.fence, seq, polled_at_ms, ttl_ms, state_ttl_ms, kind.value, digest),
             *(EVENTS_KEPT, EVENTS_TTL_MS),
         )
-        return self._outcome(self._run(self._confirm, keys, args, f"confirming the {kind.value} of {target}"))
+        return self._outcome(target, self._run(self._confirm, keys, args, f"confirming the {kind.value} of {target}"))
 
     def fail(
         self,
@@ -307,13 +330,13 @@ class Store:
             *(EVENTS_KEPT, EVENTS_TTL_MS),
         )
         names = [kind.value for kind in kinds]
-        return self._outcome(self._run(self._fail, keys, (*args, *names), f"recording a failure of {target}"))
+        return self._outcome(target, self._run(self._fail, keys, (*args, *names), f"recording a failure of {target}"))
 
     def discard(self, lease: Lease, kinds: Iterable[Kind]) -> Outcome:
         """Drop the snapshots of ``kinds``."""
         target = lease.target
         keys = (self.keys.lease(target), *(self.keys.snapshot(target, kind) for kind in kinds))
-        return self._outcome(self._run(self._discard, keys, (lease.nonce, lease.fence), f"dropping {target}"))
+        return self._outcome(target, self._run(self._discard, keys, (lease.nonce, lease.fence), f"dropping {target}"))
 
     def publish(self, fleet: PublishedFleet, *, force: bool = False) -> Publication:
         """Publish the inventory, or keep it from expiring, unless a newer one is published.
@@ -327,39 +350,35 @@ class Store:
 
     def published_version(self) -> str | None:
         """Return the version that is published now."""
-        try:
-            version = cast(bytes | None, self.client.hget(self.keys.fleet(), "version"))
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "reading the published inventory") from exc
+        (version,) = self._ask([("HGET", self.keys.fleet(), "version")], "reading the published inventory")
         return version.decode() if version else None
 
     def published(self) -> PublishedFleet | None:
         """Return what is published now."""
-        try:
-            version, document = cast(list[bytes | None], self.client.hmget(self.keys.fleet(), ["version", "document"]))
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "reading the published inventory") from exc
+        command = ("HMGET", self.keys.fleet(), "version", "document")
+        ((version, document),) = self._ask([command], "reading the published inventory")
         return PublishedFleet.from_json(document, version.decode()) if version and document else None
 
     def drop_targets(self, targets: Iterable[str]) -> int:
         """Delete all keys but the fence of targets that are in no inventory any more; return how many keys."""
-        dropped = 0
+        commands = []
+        for target in targets:
+            names = [self.keys.snapshot(target, kind) for kind in Kind]
+            names += [self.keys.state(target), self.keys.lease(target), self.keys.events(target)]
+            commands.append(("DEL", *names))
+            self._clocks.pop(target, None)
+        return sum(self._ask(commands, "dropping removed targets"))
+
+    def _scan(self, match: str, what: str) -> list[bytes]:
         try:
-            for target in targets:
-                names = [self.keys.snapshot(target, kind) for kind in Kind]
-                names += [self.keys.state(target), self.keys.lease(target), self.keys.events(target)]
-                dropped += self.client.delete(*names)
+            return list(self.link.scan(match))
         except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "dropping removed targets") from exc
-        return dropped
+            raise unavailable(exc, what) from exc
 
     def users_desktops(self, server: str) -> tuple[str, ...]:
         """Return the targets ``user@server`` of whose desktops there is a snapshot, whoever stored it."""
         pattern = self.keys.snapshot(f"*@{server}", Kind.DESKTOPS).removeprefix(self.keys.namespace)
-        try:
-            found = list(self.client.scan_iter(match=f"{_escape_glob(self.keys.namespace)}{pattern}", count=500))
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, f"looking for desktops of {server}") from exc
+        found = self._scan(f"{_escape_glob(self.keys.namespace)}{pattern}", f"looking for desktops of {server}")
         names = {key.decode("utf-8", "replace").partition("{")[2].partition("}")[0] for key in found}
         return tuple(sorted(name for name in names if server_of(name) == server))
 
@@ -370,42 +389,38 @@ class Store:
         """
         prefix = f"{self.keys.namespace}:{{"
         orphans: set[str] = set()
-        try:
-            for key in self.client.scan_iter(match=f"{_escape_glob(prefix)}*", count=500):
-                target = key.decode("utf-8", "replace").removeprefix(prefix).partition("}")[0]
-                if target not in known and server_of(target) not in known:
-                    orphans.add(target)
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "looking for removed targets") from exc
+        for key in self._scan(f"{_escape_glob(prefix)}*", "looking for removed targets"):
+            target = key.decode("utf-8", "replace").removeprefix(prefix).partition("}")[0]
+            if target not in known and server_of(target) not in known:
+                orphans.add(target)
         return self.drop_targets(orphans)
 
     def heartbeat(self, facts: dict[str, str | int | float], *, ttl_ms: int) -> tuple[str, ...]:
         """Say that this worker is alive; return the ids of all live workers, this one included."""
+        workers, mine = self.keys.workers(), self.keys.worker(self.worker_id)
         now_ms = self.sync_clock()
-        try:
-            pipeline = self.client.pipeline(transaction=False)
-            pipeline.zadd(self.keys.workers(), {self.worker_id: now_ms})
-            pipeline.zremrangebyscore(self.keys.workers(), "-inf", now_ms - ttl_ms)
-            # The clock of Redis was set back: the dead would stay members until it is as late again.
-            pipeline.zremrangebyscore(self.keys.workers(), now_ms + ttl_ms, "+inf")
-            pipeline.pexpire(self.keys.workers(), ttl_ms * 10)
-            pipeline.hset(self.keys.worker(self.worker_id), mapping=cast(Any, facts))
-            pipeline.pexpire(self.keys.worker(self.worker_id), ttl_ms)
-            pipeline.zrange(self.keys.workers(), 0, -1)
-            live = pipeline.execute()[-1]
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "telling that this worker is alive") from exc
-        return tuple(worker.decode() for worker in live)
+        if not self.link.one_clock:
+            now_ms = self._time(workers)
+        told = [part for fact in facts.items() for part in fact]
+        replies = self._ask(
+            [
+                ("ZADD", workers, now_ms, self.worker_id),
+                ("ZREMRANGEBYSCORE", workers, "-inf", now_ms - ttl_ms),
+                # The clock of Redis was set back: the dead would stay members until it is as late again.
+                ("ZREMRANGEBYSCORE", workers, now_ms + ttl_ms, "+inf"),
+                ("PEXPIRE", workers, ttl_ms * 10),
+                ("HSET", mine, *told),
+                ("PEXPIRE", mine, ttl_ms),
+                ("ZRANGE", workers, 0, -1),
+            ],
+            "telling that this worker is alive",
+        )
+        return tuple(worker.decode() for worker in replies[-1])
 
     def describe(self, workers: Sequence[str]) -> tuple[Member, ...]:
         """Return what live workers tell of themselves: one round trip."""
-        try:
-            pipeline = self.client.pipeline(transaction=False)
-            for worker in workers:
-                pipeline.hmget(self.keys.worker(worker), ["weight", "inventory"])
-            told = pipeline.execute()
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "asking which workers are alive") from exc
+        commands = [("HMGET", self.keys.worker(worker), "weight", "inventory") for worker in workers]
+        told = self._ask(commands, "asking which workers are alive")
         return tuple(
             Member(worker, _weight(weight), (inventory or b"").decode("utf-8", "replace"))
             for worker, (weight, inventory) in zip(workers, told, strict=True)
@@ -413,23 +428,22 @@ class Store:
 
     def leave(self) -> None:
         """Take this worker out of the list of live ones."""
-        try:
-            pipeline = self.client.pipeline(transaction=False)
-            pipeline.zrem(self.keys.workers(), self.worker_id)
-            pipeline.delete(self.keys.worker(self.worker_id), self.keys.refresh_requests(self.worker_id))
-            pipeline.execute()
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "leaving the fleet") from exc
+        self._ask(
+            [
+                ("ZREM", self.keys.workers(), self.worker_id),
+                ("DEL", self.keys.worker(self.worker_id)),
+                ("DEL", self.keys.refresh_requests(self.worker_id)),
+            ],
+            "leaving the fleet",
+        )
 
     def take_request(self, *, wait_seconds: float) -> dict[str, Any] | None:
         """Wait for the next request to this worker; None when there was none.
 
-        ``wait_seconds`` must be well below the client's command timeout.
+        ``wait_seconds`` must be well below the link's command timeout.
         """
-        try:
-            reply = self.client.execute_command("BLPOP", self.keys.refresh_requests(self.worker_id), wait_seconds)
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "waiting for requests") from exc
+        command = ("BLPOP", self.keys.refresh_requests(self.worker_id), wait_seconds)
+        (reply,) = self._ask([command], "waiting for requests")
         if reply is None:
             return None
         try:
@@ -445,12 +459,7 @@ class Store:
     def answer_all(self, request_ids: Iterable[str], answer: dict[str, Any]) -> None:
         """Give the same answer to requests: one round trip."""
         text = json.dumps(answer)
-        try:
-            pipeline = self.client.pipeline(transaction=False)
-            for request_id in request_ids:
-                key = self.keys.refresh_answers(request_id)
-                pipeline.rpush(key, text)
-                pipeline.pexpire(key, REQUEST_TTL_MS)
-            pipeline.execute()
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, "answering a request") from exc
+        commands: list[Command] = []
+        for key in map(self.keys.refresh_answers, request_ids):
+            commands += [("RPUSH", key, text), ("PEXPIRE", key, REQUEST_TTL_MS)]
+        self._ask(commands, "answering a request")

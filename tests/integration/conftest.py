@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 
+from tests.acl_users import user_of
 from x2gofleet import FleetCache
+from x2gofleet.acl import Role
 from x2gofleet.aio import AsyncFleetCache
 
-from .reader import Awaited
+from .reader import Awaited, UpToDate
 
 OpenCache = Callable[[str, str], Any]
 
@@ -19,7 +22,13 @@ DIRECT: dict[str, OpenCache] = {
     "FleetCache": lambda url, namespace: FleetCache.from_url(url, namespace=namespace),
     "AsyncFleetCache": lambda url, namespace: Awaited(AsyncFleetCache.from_url(url, namespace=namespace)),
 }
-IMPLEMENTATIONS: dict[str, OpenCache] = {**DIRECT}
+IMPLEMENTATIONS: dict[str, OpenCache] = {
+    **DIRECT,
+    "mirror": lambda url, namespace: UpToDate(FleetCache.from_url(url, namespace=namespace, mirror=True)),
+    "async mirror": lambda url, namespace: UpToDate(
+        Awaited(AsyncFleetCache.from_url(url, namespace=namespace, mirror=True))
+    ),
+}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -37,6 +46,13 @@ def open_cache(request: pytest.FixtureRequest) -> Iterator[OpenCache]:
 
 
 @pytest.fixture
-def cache(open_cache: OpenCache, valkey_url: str, namespace: str) -> Any:
+def brokers_url(redis_client: redis.Redis, valkey_url: str, namespace: str) -> Iterator[str]:
+    """URL with the credentials of a user that may do what brokers do in the test's namespace, and no more."""
+    with user_of(redis_client, valkey_url, namespace, Role.BROKER) as url:
+        yield url
+
+
+@pytest.fixture
+def cache(brokers_url: str, open_cache: OpenCache, namespace: str) -> Any:
     """A reader of the test's namespace."""
-    return open_cache(valkey_url, namespace)
+    return open_cache(brokers_url, namespace)

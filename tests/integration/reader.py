@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import selectors
 import signal
@@ -236,6 +237,34 @@ class Awaited:
         self.close()
 
 
+class UpToDate:
+    """A cache with a mirror, of a broker that wants each answer to be no older than its question."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._cache, name)
+        if name not in ANSWERED_BY_MIRRORS:
+            return found
+
+        def ask(*args: Any, **more: Any) -> Any:
+            with contextlib.suppress(CacheUnavailable):
+                self._cache.resync()
+            return found(*args, **more)
+
+        return ask
+
+    def __enter__(self) -> Self:
+        self._cache.__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._cache.__exit__(*failure)
+
+
+ANSWERED_BY_MIRRORS = ("is_cached", "list_sessions", "list_desktops", "list_mounts", "load", "find_sessions")
+
 Request = dict[str, Any]
 
 
@@ -243,7 +272,8 @@ class StubWorker:
     """Takes the requests to one worker in a thread and answers each by a function; None is no answer."""
 
     def __init__(self, url: str, keys: Keys, worker_id: str, answer: Callable[[Request], Request | None]) -> None:
-        self.store = Store(client_from_url(url, command_timeout_seconds=5.0), keys, worker_id)
+        self._client = client_from_url(url, command_timeout_seconds=5.0)
+        self.store = Store(self._client, keys, worker_id)
         self.requests: list[Request] = []
         self._answer = answer
         self._stop = threading.Event()
@@ -271,5 +301,5 @@ class StubWorker:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(5)
-        self.store.client.close()
+        self._client.close()
         assert self.failure is None, f"the stub worker failed: {self.failure!r}"

@@ -12,30 +12,34 @@ import re
 import secrets
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import redis
+from redis.crc import key_slot
 from x2gofleet_workers.health import live_workers
+from x2gofleet_workers.hints import HintTeller
 from x2gofleet_workers.simulator import running_simulation
 
 from tests.acl_users import user_of, with_credentials
 from tests.conftest import FleetBuilder
 from tests.processes import WorkerProcess, wait_until
 from tests.servers import VERSIONS, Version, running_server
-from tests.topologies import free_port
+from tests.topologies import ServerProcess, cluster, free_port, sentinel_group
 from x2gofleet import FleetCache
-from x2gofleet.acl import Access, Right, Role, parse_version, rights, rules
+from x2gofleet.acl import Access, Right, Role, Topology, parse_version, rights, rules
 from x2gofleet.cli import main
-from x2gofleet.connection import client_from_url, exchange
-from x2gofleet.errors import CacheUnavailable
+from x2gofleet.connection import client_from_url, exchange, link_from_url
+from x2gofleet.errors import CacheUnavailable, Unavailable
 from x2gofleet.events import Change, EventKind
+from x2gofleet.hints import Hint
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.snapshot import digest_of
@@ -81,6 +85,11 @@ class Server:
     def user(self, namespace: str, role: Role) -> str:
         """Return a URL with the credentials of a new user of a role."""
         return self.users.enter_context(user_of(self.client, self.url, namespace, role))
+
+    def calls(self, command: str) -> int:
+        """Return how often a command was run."""
+        told = self.client.info("commandstats").get(f"cmdstat_{command}", {})
+        return int(told.get("calls", 0))
 
     def refusals(self) -> list[Any]:
         """Return what was refused since the last call."""
@@ -240,11 +249,30 @@ def look_up(cache: Any) -> None:
     assert [event.kind for event in cache.events().events] == ["server_down"]
 
 
+def follow(server: Server, keys: Keys, url: str, fleet: FleetBuilder) -> None:
+    """Look up in a mirror, and see that it comes to know of a change."""
+    hints = HintTeller(link_from_url(server.own_url), keys)
+    with FleetCache.from_url(url, namespace=keys.namespace, mirror=True) as cache:
+        cache.resync()
+        look_up(cache)
+        wait_until(lambda: b" cmd=xread " in raw(server.client, "CLIENT", "LIST"), "the mirror waits for changes")
+        fleet.listing("ts01", "sessions", row("alice") + row("bob", 51))
+        at_ms = fleet.store.sync_clock()
+        before = server.calls("xread")
+        hints.stored("ts01", Kind.SESSIONS, Hint(at_ms, at_ms, at_ms + 60_000, "changed"))
+        hints.tell()
+        wait_until(lambda: server.calls("xread") > before, "the mirror is told")
+        wait_until(lambda: len(cache.find_sessions(username="bob").rows) == 1, "the mirror knows of bob")
+    hints.stop()
+
+
 def read(server: Server, keys: Keys, url: str) -> None:
     """Live the life of a reader."""
-    with filled(server, keys), FleetCache.from_url(url, namespace=keys.namespace) as cache:
+    with filled(server, keys) as fleet, FleetCache.from_url(url, namespace=keys.namespace) as cache:
         recorder = Recorder(cache)
         look_up(recorder)
+        recorder.resync()
+        follow(server, keys, url, fleet)
         assert recorder.called == public_methods(FleetCache) - BROKERS_METHODS
 
 
@@ -263,6 +291,7 @@ def broker(server: Server, keys: Keys, url: str) -> None:
             FleetCache.from_url(url, namespace=keys.namespace) as cache,
         ):
             look_up(cache)
+            follow(server, keys, url, fleet)
             recorder = Recorder(cache)
             recorder.register_session("7d4e", "mate", "bob")
             recorder.forget_session("7d4e")
@@ -275,15 +304,19 @@ def broker(server: Server, keys: Keys, url: str) -> None:
 
 
 def reserve(url: str, keys: Keys) -> None:
-    """Send what a placement sends about a server's reservations."""
-    key = f"{keys.namespace}:{{ts01}}:reserved"
+    """Send what placing a login sends about the reservations of servers."""
+    key = f"{keys.namespace}:reserved:{{servers}}:ts01"
+    script = """
+    redis.call('TIME')
+    redis.call('ZADD', KEYS[1], 1000, ARGV[1])
+    redis.call('PEXPIRE', KEYS[1], 60000 + math.max(0, redis.call('PTTL', KEYS[1])))
+    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', 500)
+    return {redis.call('ZCOUNT', KEYS[1], '(500', '+inf'), redis.call('ZSCORE', KEYS[1], ARGV[1])}
+    """
     with client_from_url(url) as client:
-        client.zremrangebyscore(key, "-inf", 0)
-        assert client.zadd(key, {"r1": 1000, "r2": 2000}) == 2
-        client.pexpire(key, 60_000)
-        assert client.zcount(key, 0, "+inf") == 2
-        assert client.zrangebyscore(key, 0, 1500) == [b"r1"]
-        assert client.zrem(key, "r1", "r2") == 2
+        assert client.execute_command("EVAL", script, 1, key, "alice") == [1, b"1000"]
+        assert raw(client, "ZRANGE", key, 0, -1, "WITHSCORES") == [b"alice", b"1000"]
+        assert raw(client, "ZREM", key, "alice") == 1
 
 
 def listing(at_ms: int, stdout: bytes, **more: Any) -> Listing:
@@ -337,10 +370,27 @@ def write(url: str, keys: Keys) -> None:
         assert [member.id for member in store.describe(["w1"])] == ["w1"]
         assert live_workers(client, keys, "h") == ("w1",)
         assert store.take_request(wait_seconds=0.01) is None
+        assert store.at_ms("ts01", time.monotonic()) >= store.now_ms("ts01")
         store.answer("r1", {})
         store.answer_all(["r2", "r3"], {})
         store.leave()
-        assert store.called - {"keys", "clock"} == public_methods(Store)
+        assert store.called - {"link", "keys", "clock"} == public_methods(Store)
+        tell(url, keys)
+
+
+def tell(url: str, keys: Keys) -> None:
+    """Tell mirrors of a poll, of a snapshot that was dropped, and sweep."""
+    hints = HintTeller(link_from_url(url), keys)
+    hints.stored("ts01", Kind.SESSIONS, Hint(1, 1, 2, "digest"))
+    hints.dropped("ts01", [Kind.LOAD])
+    hints.tell()
+    assert hints.sweep() == 1
+    hints.stop()
+
+
+def polls(cache: FleetCache) -> bool:
+    profiles = cache.profiles()
+    return bool(profiles) and all(cache.is_cached(name, cache_type="sessions") for name in profiles)
 
 
 def work(server: Server, keys: Keys, url: str) -> None:
@@ -354,9 +404,9 @@ def work(server: Server, keys: Keys, url: str) -> None:
         worker = WorkerProcess("w2", folder / "log", options, {})
         try:
             with FleetCache.from_url(server.own_url, namespace=keys.namespace) as cache:
-                wait_until(lambda: any(cache.is_cached(name) for name in cache.profiles()), "it polls")
+                wait_until(lambda: polls(cache) or not worker.alive, "it polls")
+                assert worker.alive, worker.said
                 profile = cache.profiles()[0]
-                wait_until(lambda: cache.is_cached(profile, cache_type="sessions"), "all is polled")
                 assert cache.update(profile, update_desktops=True, update_mounts=True, username="alice", timeout=20)
                 cache.delete(profile)
                 cache.check_cache()
@@ -512,7 +562,7 @@ def test_dangerous_commands_are_refused_from_scripts_too(server: Server, role: R
         for command in DANGEROUS:
             assert refused(client, *command), command
         script = "local r = redis.pcall('KEYS', '*') return r.err or 'done'"
-        if role is Role.WORKER:
+        if role is not Role.READER:
             said = client.execute_command("EVAL", script, 0)
             assert b"permission" in said or b"user executing the script can't run this command" in said
         else:
@@ -542,7 +592,7 @@ def test_what_a_role_sends_is_refused_in_every_other_namespace(
     assert tried == {name for right in rights(role, keys) for name in right.commands} - KEYLESS
 
 
-KEYLESS = {"select", "time", "scan", "script|load"}
+KEYLESS = {"select", "time", "scan"}
 
 
 WRITES: list[Callable[[str], tuple[Any, ...]]] = [
@@ -560,7 +610,8 @@ WRITES: list[Callable[[str], tuple[Any, ...]]] = [
 def protected(keys: Keys) -> list[str]:
     snapshots = [keys.snapshot("ts01", kind) for kind in Kind]
     of_target = [keys.state("ts01"), keys.lease("ts01"), keys.events("ts01"), keys.fence("ts01")]
-    return [*snapshots, *of_target, keys.fleet(), keys.workers(), keys.worker("w1")]
+    of_namespace = [keys.fleet(), keys.fresh(), keys.changes(), keys.workers(), keys.worker("w1")]
+    return [*snapshots, *of_target, *of_namespace]
 
 
 def test_a_broker_writes_nothing_that_workers_write(server: Server, keys: Keys) -> None:
@@ -583,9 +634,21 @@ def test_a_reader_writes_no_key(server: Server, keys: Keys) -> None:
 def test_a_right_that_is_missing_is_told_as_such(server: Server, keys: Keys) -> None:
     with (
         FleetCache.from_url(server.user(keys.namespace, Role.READER), namespace=keys.namespace) as cache,
-        pytest.raises(CacheUnavailable, match="lacks a right"),
+        pytest.raises(CacheUnavailable, match="lacks a right, x2gofleet acl prints") as told,
     ):
         cache.register_session("6c3f", "mate")
+    assert told.value.reason is Unavailable.NO_PERMISSION
+
+
+def test_a_right_that_a_script_misses_is_told_as_such(server: Server, keys: Keys) -> None:
+    with ExitStack() as users:
+        url = users.enter_context(user_of(server.client, server.url, keys.namespace, Role.WORKER))
+        store = Store(users.enter_context(client_from_url(url)), keys, "w1")
+        raw(server.client, "ACL", "SETUSER", unquote(urlsplit(url).username or ""), "-hmget")
+        with pytest.raises(CacheUnavailable, match="lacks a right, x2gofleet acl prints") as told:
+            store.acquire("ts01", ttl_ms=1000)
+        assert told.value.reason is Unavailable.NO_PERMISSION
+        raw(server.client, "ACL", "LOG", "RESET")
 
 
 # What is printed.
@@ -701,3 +764,87 @@ def test_a_user_who_may_not_ask_for_the_version_is_told_what_to_do(
     assert out == ""
     assert "--server-version" in err
     assert "may run INFO" in err
+
+
+# More than one server.
+
+
+class Group:
+    """Servers that have the same users."""
+
+    def __init__(self, servers: Sequence[ServerProcess], url: str) -> None:
+        self.servers, self.url = servers, url
+
+    @contextmanager
+    def user(self, namespace: str, role: Role, topology: Topology) -> Iterator[tuple[str, str]]:
+        """Make a user of a role on every server; yields its name, and the URL with its credentials."""
+        name, password = f"{role.value}-{secrets.token_hex(4)}", secrets.token_hex(16)
+        granted = rules(role, namespace=namespace, server_version=(7, 0), topology=topology)
+        self.on_each("ACL", "SETUSER", name, *granted, f">{password}")
+        yield name, with_credentials(self.url, name, password)
+        self.on_each("ACL", "DELUSER", name)
+
+    def on_each(self, *command: Any) -> list[Any]:
+        return [raw(server.client, *command) for server in self.servers]
+
+    def refused(self) -> set[bytes]:
+        """Return what was refused on any server since the last call."""
+        found = {dict(zip(e[::2], e[1::2], strict=True))[b"object"] for log in self.on_each("ACL", "LOG") for e in log}
+        self.on_each("ACL", "LOG", "RESET")
+        return found
+
+
+def live(url: str, keys: Keys, more: Callable[[Store], None] = lambda store: None) -> None:
+    """Write as a worker and look up with the same user, so far as that goes."""
+    with closing(link_from_url(url, connect_timeout_seconds=2, command_timeout_seconds=2)) as link:
+        fleet = FleetBuilder(Store(link, keys, "w1"))
+        # New ones each time: an attempt that was refused half way leaves its leases.
+        names = [f"{secrets.token_hex(4)}-{number}" for number in range(3)]
+        fleet.publish({"mate": names})
+        for name in names:
+            fleet.listing(name, "sessions", row("alice"))
+            fleet.failure(name)
+        fleet.store.heartbeat({"host": "h"}, ttl_ms=60_000)
+        fleet.store.drop_orphans(names)
+        more(fleet.store)
+        fleet.store.leave()
+
+
+def needs(group: Group, name: str, command: str, attempt: Callable[[], None]) -> bool:
+    """Whether a user that has lost a command is refused it."""
+    group.on_each("ACL", "SETUSER", name, f"-{command}")
+    try:
+        with suppress(CacheUnavailable):
+            attempt()
+        return command.encode() in group.refused()
+    finally:
+        group.on_each("ACL", "SETUSER", name, f"+{command}")
+
+
+def test_behind_sentinels_a_connection_needs_what_the_role_has_for_it(keys: Keys) -> None:
+    with sentinel_group() as sentinels:
+        group = Group(sentinels.servers, f"{sentinels.url.removesuffix('/0')}/1")
+        with group.user(keys.namespace, Role.WORKER, Topology.SENTINEL) as (name, url):
+            live(url, keys)
+            assert group.refused() == set()
+            for command in ("role", "select"):
+                assert needs(group, name, command, lambda: live(url, keys)), command
+
+
+def test_in_a_cluster_a_connection_needs_what_the_role_has_for_it(keys: Keys) -> None:
+    with cluster(replicas=0) as nodes:
+        group = Group(nodes.nodes, nodes.url)
+        lease = keys.lease("ts09")
+        source = nodes.primary_of(lease)
+        target = next(node for node in nodes.nodes if node is not source)
+        nodes.begin_move(key_slot(lease.encode()), source, target)
+
+        def ask(store: Store) -> None:
+            # Its slot migrates, and what is not there yet is looked for at the target, which wants ASKING.
+            assert store.stored("ts09", Kind.SESSIONS) is None
+
+        with group.user(keys.namespace, Role.WORKER, Topology.CLUSTER) as (name, url):
+            live(url, keys, ask)
+            assert group.refused() == set()
+            for command in ("cluster|slots", "cluster|nodes", "asking"):
+                assert needs(group, name, command, lambda: live(url, keys, ask)), command

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 
 import pytest
+import redis
 from x2gofleet_workers import health
 
 from x2gofleet.store import Store
@@ -36,9 +37,11 @@ def test_a_worker_of_another_host_does_not_count(
     assert f"no worker on {socket.gethostname()}" in capsys.readouterr().out
 
 
-def test_a_worker_that_is_silent_for_too_long_is_not_alive(asked: Callable[[], int], store: Store) -> None:
+def test_a_worker_that_is_silent_for_too_long_is_not_alive(
+    asked: Callable[[], int], store: Store, redis_client: redis.Redis
+) -> None:
     store.heartbeat({"host": socket.gethostname()}, ttl_ms=LIFE_MS)
-    store.client.delete(store.keys.worker(store.worker_id))
+    redis_client.delete(store.keys.worker(store.worker_id))
     assert asked() == 1
 
 

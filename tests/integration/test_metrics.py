@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import redis
 from prometheus_client.parser import text_string_to_metric_families
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
@@ -229,15 +228,9 @@ def test_a_healthy_worker(worker: WorkerProcess, simulation: RunningSimulation, 
 
 
 def cache_version(cache: FleetCache) -> str:
-    version = client_from_cache(cache).hget(Keys().fleet(), "version")
+    (version,) = cache._link.exchange([("HGET", Keys().fleet(), "version")])
     assert isinstance(version, bytes)
     return version.decode()
-
-
-def client_from_cache(cache: FleetCache) -> redis.Redis:
-    client = cache._client
-    assert isinstance(client, redis.Redis)
-    return client
 
 
 def test_a_changed_session_is_a_full_listing_that_is_stored(

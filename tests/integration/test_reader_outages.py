@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from x2gofleet_workers.embedded import EmbeddedValkey
 
 from x2gofleet import CacheUnavailable, RefreshFailed
@@ -18,7 +19,7 @@ from x2gofleet.store import Store
 
 from ..conftest import FleetBuilder  # noqa: TID252
 from .conftest import DIRECT
-from .reader import OwnValkey, row, wait_until
+from .reader import CountingProxy, OwnValkey, row, wait_until
 
 pytestmark = pytest.mark.parametrize("open_cache", DIRECT, indirect=True)
 
@@ -53,8 +54,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnValkey]:
         yield running
 
 
-def fill(server: OwnValkey) -> FleetBuilder:
-    client = client_from_url(server.url, command_timeout_seconds=5.0)
+@pytest.fixture
+def client(server: OwnValkey) -> Iterator[redis.Redis]:
+    """A patient client."""
+    made = client_from_url(server.url, command_timeout_seconds=5.0)
+    yield made
+    made.close()
+
+
+def fill(client: redis.Redis) -> FleetBuilder:
     client.flushall()
     fleet = FleetBuilder(Store(client, Keys("test"), "w1"))
     fleet.publish({"mate": ["ts01"]})
@@ -63,11 +71,9 @@ def fill(server: OwnValkey) -> FleetBuilder:
 
 
 @pytest.fixture
-def fleet(server: OwnValkey) -> Iterator[FleetBuilder]:
+def fleet(client: redis.Redis) -> FleetBuilder:
     """A fleet with a session of alice's."""
-    made = fill(server)
-    yield made
-    made.store.client.close()
+    return fill(client)
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def test_without_a_redis_every_call_says_so(
         assert "not tried again for 1 s" in said
 
 
-def test_a_redis_that_was_killed_and_comes_back(cache: Any, server: OwnValkey) -> None:
+def test_a_redis_that_was_killed_and_comes_back(cache: Any, server: OwnValkey, client: redis.Redis) -> None:
     server.kill()
     seconds, _ = timed(lambda: cache.list_sessions(profile_name="mate"))
     assert seconds < 0.5
@@ -117,7 +123,6 @@ def test_a_redis_that_was_killed_and_comes_back(cache: Any, server: OwnValkey) -
     seconds, said = timed(lambda: cache.list_sessions(profile_name="mate"))
     assert seconds < AT_ONCE_SECONDS
     assert "not tried again" in said, "a second is waited also where Redis is back sooner"
-    client = client_from_url(server.url)
 
     def not_refused() -> bool:
         try:
@@ -127,9 +132,8 @@ def test_a_redis_that_was_killed_and_comes_back(cache: Any, server: OwnValkey) -
             return False
 
     wait_until(not_refused)
-    fill(server).store.client.close()
+    fill(client)
     assert cache.list_sessions(profile_name="mate") is not None
-    client.close()
 
 
 def test_a_redis_that_hangs_costs_half_a_second_once_then_nothing(cache: Any, server: OwnValkey) -> None:
@@ -150,6 +154,24 @@ def test_a_redis_that_hangs_costs_half_a_second_once_then_nothing(cache: Any, se
         server.resume()
     wait_until(lambda: answers(cache), 3.0)
     assert [each.username for each in cache.list_sessions(profile_name="mate").rows] == ["alice"]
+
+
+class SlowProxy(CountingProxy):
+    """Holds each reply back for as long as a command may just take."""
+
+    QUIET_SECONDS = 0.4
+
+
+def test_a_lookup_of_several_slow_commands_ends_within_a_second(
+    open_cache: Callable[[str, str], Any], server: OwnValkey, cache: Any
+) -> None:
+    cache.register_session("6c3f", "mate")
+    with SlowProxy(server.url) as proxy:
+        slow = open_cache(proxy.url, "test")
+        assert slow.profiles() == ("mate",), "one command may take that long"
+        seconds, said = timed(lambda: open_cache(proxy.url, "test").list_sessions("6c3f"))
+        assert 0.9 < seconds < 1.2, "it takes three: the registration, the inventory, the snapshots"
+        assert "did not answer in time" in said
 
 
 def test_of_many_threads_one_waits_for_a_redis_that_hangs(cache: Any, server: OwnValkey) -> None:
@@ -217,12 +239,11 @@ def test_after_a_pause_of_redis_nothing_older_than_its_ttl_is_shown(
 
 
 def test_an_error_reply_is_told_each_time_and_opens_no_breaker(
-    cache: Any, fleet: FleetBuilder, server: OwnValkey
+    cache: Any, client: redis.Redis, server: OwnValkey
 ) -> None:
     server.kill()
     timed(lambda: cache.profiles())
     server.start()
-    client = fleet.store.client
     client.set("test:fleet", "no hash", ex=60)
 
     def refused_by_redis() -> bool:
@@ -232,7 +253,7 @@ def test_an_error_reply_is_told_each_time_and_opens_no_breaker(
     for _ in range(3):
         assert refused_by_redis()
     client.delete("test:fleet")
-    fill(server).store.client.close()
+    fill(client)
     assert answers(cache)
 
 

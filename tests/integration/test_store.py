@@ -758,21 +758,21 @@ def test_a_redis_that_takes_no_writes_says_why_and_holds_no_half(
     lease = taken(own)
     assert own.store(lease, 1, listing(own, age_ms=100)) is Outcome.STORED
     own.publish(fleet_of("ts01"))
-    before = dump(own.client, "x2gofleet")
-    make(own.client)
+    before = dump(own.link.client, "x2gofleet")
+    make(own.link.client)
     with pytest.raises(CacheUnavailable, match=said):
         call(own, lease, own.sync_clock())
-    assert dump(own.client, "x2gofleet") == before
+    assert dump(own.link.client, "x2gofleet") == before
 
 
 def test_a_full_redis_still_gives_back_and_keeps_leases(own: Store) -> None:
     lease = taken(own)
     own.store(lease, 1, listing(own))
-    make_full(own.client)
+    make_full(own.link.client)
     assert own.renew([lease], ttl_ms=LEASE_MS) == [True]
     assert own.discard(lease, [SESSIONS]) is Outcome.STORED
     assert own.drop_targets(["ts01"]) == 2
-    own.client.config_set("maxmemory", "256mb")
+    own.link.client.config_set("maxmemory", "256mb")
     assert own.store(taken(own), 1, listing(own)) is Outcome.STORED
 
 

@@ -128,6 +128,28 @@ def test_a_server_that_does_not_answer_is_no_reason_to_guess(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
+    ("url", "commands"),
+    [
+        ("redis://h:1/0", {"+select"}),
+        ("unix:///s", {"+select"}),
+        ("redis+sentinel://h:1,g:2/fleet/0", {"+select", "+role"}),
+        ("redis+cluster://h:1,g:2", {"+cluster|slots", "+cluster|nodes", "+asking"}),
+    ],
+)
+def test_connections_get_what_the_url_asks_of_them(
+    url: str, commands: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = {"+select", "+role", "+cluster|slots", "+cluster|nodes", "+asking"}
+    for role in Role:
+        assert main(["acl", "--server-version", "7.0", "--redis-url", url, "--role", role.value]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert every & set(line.partition("(")[0].split()) == commands
+        assert not any(command in line.partition("(")[2] for command in every)
+    assert main(["acl", "--server-version", "7.0", "--redis-url", url, "--topology", "cluster"]) == 0
+    assert capsys.readouterr().out.count("+asking") == 3
+
+
+@pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["--server-version", "6.0"], "older than Redis 6.2"),

@@ -1,8 +1,12 @@
-"""connection: URLs, what they may not leak, the circuit breaker, names that don't resolve; every wait bounded."""
+"""connection: a client's timeouts, the circuit breaker, names that don't resolve, and what is told of each error."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import pickle
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +15,14 @@ from typing import Any
 import pytest
 import redis
 from redis.backoff import NoBackoff
+from redis.sentinel import MasterNotFoundError
 
-from x2gofleet import connection
-from x2gofleet.connection import Breaker, Resolver, client_from_url, exchange, redact_url, unavailable
-from x2gofleet.errors import CacheUnavailable
+from x2gofleet import resolving
+from x2gofleet.connection import Breaker, client_from_url, exchange, opens_breaker, unavailable
+from x2gofleet.errors import CacheUnavailable, Unavailable
+from x2gofleet.failures import LinkFailed, LinkTimeout
+from x2gofleet.forks import begins_anew
+from x2gofleet.resolving import NameNotResolved, Resolver
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -24,40 +32,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-def test_the_url_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("X2GOFLEET_REDIS_URL", raising=False)
-    assert connection.url_from_environment() == "redis://127.0.0.1:6379/0"
-    monkeypatch.setenv("X2GOFLEET_REDIS_URL", "")
-    assert connection.url_from_environment() == "redis://127.0.0.1:6379/0"
-    monkeypatch.setenv("X2GOFLEET_REDIS_URL", "unix:///run/valkey.sock")
-    assert connection.url_from_environment() == "unix:///run/valkey.sock"
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
-        ("redis://:s3cret@127.0.0.1:6379/0", "redis://:***@127.0.0.1:6379/0"),
-        ("redis://reader:s3cret@[::1]:6379/2", "redis://reader:***@[::1]:6379/2"),
-        ("redis://reader:s3@cret@h/0", "redis://reader:***@h/0"),
-        ("unix://reader:s3cret@/run/valkey.sock?db=1", "unix://reader:***@/run/valkey.sock?db=1"),
-        ("redis://reader@h:1/0", "redis://reader@h:1/0"),
-        ("unix:///run/valkey.sock?db=1&password=s3cret", "unix:///run/valkey.sock?db=1&password=***"),
-        ("redis://h/0?username=reader&password=s3cret", "redis://h/0?username=reader&password=***"),
-        ("redis://h/0?PASSWORD=s3cret", "redis://h/0?PASSWORD=***"),
-    ],
-)
-def test_a_shown_url_has_no_password(url: str, shown: str) -> None:
-    assert redact_url(url) == shown
-
-
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:7000/3", "redis://r:p@localhost/3", "unix:///run/x.sock?db=3"])
 def test_every_timeout_is_set_and_nothing_is_retried(url: str) -> None:
     client = client_from_url(url)
     made = client.connection_pool.make_connection()
     assert made.socket_connect_timeout == 0.25
     assert made.socket_timeout == 0.5
-    assert made.retry.get_retries() == 0
+    assert made.retry._retries == 0
     assert isinstance(made.retry._backoff, NoBackoff)
     assert made.retry_on_error == []
     assert made.health_check_interval == 0
@@ -74,29 +55,10 @@ def test_timeouts_and_the_size_of_the_pool_can_be_chosen() -> None:
     assert client.connection_pool.max_connections == 3
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "127.0.0.1:6379",
-        "http://127.0.0.1:6379/0",
-        "rediss://:s3cret@127.0.0.1:6379/0",
-        "redis://:s3cret@127.0.0.1:port/0",
-        "redis://127.0.0.1:6379/zero",
-        "redis://127.0.0.1:6379/0/1",
-        "unix://",
-        "unix:///run/x.sock?db=zero",
-        "redis://127.0.0.1/0?socket_timeout=60",
-        "redis://127.0.0.1/0?retry_on_timeout=yes",
-        "redis://127.0.0.1/0?decode_responses=yes",
-        "redis://127.0.0.1/0?password=s3cret&protocol=3",
-    ],
-)
-def test_another_url_is_refused_without_its_password(url: str) -> None:
-    with pytest.raises(ValueError) as caught:
+@pytest.mark.parametrize("url", ["redis+sentinel://h/mymaster", "redis+cluster://h"])
+def test_a_client_is_of_one_server(url: str) -> None:
+    with pytest.raises(ValueError, match="more than one server: use link_from_url"):
         client_from_url(url)
-    assert "redis://HOST:PORT/DB" in str(caught.value)
-    assert "s3cret" not in str(caught.value)
 
 
 def test_nothing_listening_is_one_quick_failure() -> None:
@@ -228,7 +190,7 @@ class HangingNames:
         self.asked: list[str] = []
         self.failure: Exception | None = None
         self.answer: list[Any] = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 6379))]
-        monkeypatch.setattr(connection.socket, "getaddrinfo", self)
+        monkeypatch.setattr(resolving.socket, "getaddrinfo", self)
 
     def __call__(self, host: str, port: int, **_: Any) -> list[Any]:
         self.asked.append(host)
@@ -260,15 +222,50 @@ def test_a_name_that_hangs_costs_the_timeout_and_one_thread(names: HangingNames)
     assert names.asked == ["redis.example"]
 
 
-def test_a_client_of_a_name_that_hangs_fails_within_its_connect_timeout(
-    names: HangingNames, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "_resolver", Resolver())
-    client = client_from_url("redis://redis.example/0")
-    started = time.monotonic()
-    with pytest.raises(redis.exceptions.ConnectionError, match=r"redis\.example"):
-        client.ping()
-    assert time.monotonic() - started < 0.5
+def test_the_event_loop_goes_on_while_a_name_hangs(names: HangingNames) -> None:
+    resolver = Resolver()
+
+    async def turns(until: asyncio.Event) -> int:
+        counted = 0
+        while not until.is_set():
+            counted += 1
+            await asyncio.sleep(0.001)
+        return counted
+
+    async def main() -> tuple[int, list[Any]]:
+        over = asyncio.Event()
+        counting = asyncio.create_task(turns(over))
+        with pytest.raises(NameNotResolved, match=r"'redis\.example' could not be resolved within 0\.1 s"):
+            await resolver.addresses_async("redis.example", 6379, timeout_seconds=0.1)
+        over.set()
+        names.let_go.set()
+        return await counting, await resolver.addresses_async("redis.example", 6379, timeout_seconds=10)
+
+    counted, found = asyncio.run(main())
+    assert counted > 5
+    assert found == names.answer
+    assert names.asked == ["redis.example"], "the second one waited for the answer to the first"
+
+
+def test_an_address_is_no_name_that_must_be_asked_for(names: HangingNames) -> None:
+    assert Resolver().addresses("192.0.2.7", 6379, timeout_seconds=0)[0][4] == ("192.0.2.7", 6379)
+    assert Resolver().addresses("::1", 6379, timeout_seconds=0)[0][4] == ("::1", 6379, 0, 0)
+    assert names.asked == []
+
+
+def test_a_child_asks_for_a_name_that_its_parent_was_asking_for(names: HangingNames) -> None:
+    resolver = Resolver()
+    with pytest.raises(NameNotResolved):
+        resolver.addresses("redis.example", 6379, timeout_seconds=0)
+    running = resolver._running[("redis.example", 6379)]
+    resolver._lock.acquire()
+    before = resolver._lock
+    resolver.after_fork()
+    assert resolver._running == {}
+    before.release()
+    names.let_go.set()
+    assert resolver.addresses("redis.example", 6379, timeout_seconds=5) == names.answer
+    assert running.done.wait(5)
 
 
 def test_the_last_answer_serves_while_a_newer_one_hangs(names: HangingNames, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +274,7 @@ def test_the_last_answer_serves_while_a_newer_one_hangs(names: HangingNames, mon
     assert resolver.addresses("redis.example", 6379, timeout_seconds=5) == names.answer
     names.let_go.clear()
     later = time.monotonic() + 31
-    monkeypatch.setattr(connection.time, "monotonic", lambda: later)
+    monkeypatch.setattr(resolving.time, "monotonic", lambda: later)
     assert resolver.addresses("redis.example", 6379, timeout_seconds=0) == names.answer
     assert resolver.addresses("redis.example", 6379, timeout_seconds=0) == names.answer
     wait_until(lambda: len(names.asked) == 2)
@@ -299,19 +296,107 @@ def test_a_name_without_an_address_is_an_os_error_and_asked_for_again(names: Han
     assert resolver.addresses("redis.example", 6379, timeout_seconds=5) == names.answer
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (redis.exceptions.BusyLoadingError("LOADING"), "storing: Redis is still loading its data set: LOADING"),
-        (redis.exceptions.ReadOnlyError("x"), "storing: Redis refuses writes: x"),
-        (redis.exceptions.OutOfMemoryError("x"), "storing: Redis is at its maxmemory: x"),
-        (redis.exceptions.NoPermissionError("x"), "storing: the Redis user lacks a right: x"),
-        (redis.exceptions.TimeoutError("x"), "storing: Redis did not answer in time: x"),
-        (redis.exceptions.ConnectionError(""), "storing: ConnectionError"),
-        (OSError("no route"), "storing: no route"),
-    ],
+LOGIN = (
+    "storing: Redis refuses the user name or password, or wants one (in the URL, X2GOFLEET_REDIS_PASSWORD_FILE or "
+    "X2GOFLEET_REDIS_PASSWORD): x"
 )
-def test_what_is_told_of_a_redis_error(error: Exception, said: str) -> None:
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "reason"),
+    [
+        (
+            redis.exceptions.BusyLoadingError("LOADING"),
+            "storing: Redis is still loading its data set: LOADING",
+            Unavailable.LOADING,
+        ),
+        (redis.exceptions.ReadOnlyError("x"), "storing: Redis refuses writes: x", Unavailable.READ_ONLY),
+        (
+            redis.exceptions.ResponseError("MISCONF x"),
+            "storing: Redis refuses writes: MISCONF x",
+            Unavailable.READ_ONLY,
+        ),
+        (redis.exceptions.OutOfMemoryError("x"), "storing: Redis is at its maxmemory: x", Unavailable.OUT_OF_MEMORY),
+        (
+            redis.exceptions.NoPermissionError("x"),
+            "storing: the Redis user lacks a right, x2gofleet acl prints all that its role needs: x",
+            Unavailable.NO_PERMISSION,
+        ),
+        (redis.exceptions.AuthenticationError("x"), LOGIN, Unavailable.AUTHENTICATION),
+        (
+            redis.exceptions.MasterDownError("x"),
+            "storing: a replica of Redis has lost its master: x",
+            Unavailable.NO_MASTER,
+        ),
+        (MasterNotFoundError("x"), "storing: the sentinels know no master: x", Unavailable.NO_MASTER),
+        (
+            redis.exceptions.MovedError("1 127.0.0.1:7001"),
+            "storing: this Redis is a Cluster, use redis+cluster://: 1 127.0.0.1:7001",
+            Unavailable.MOVED,
+        ),
+        (
+            redis.exceptions.AskError("1 127.0.0.1:7001"),
+            "storing: this Redis is a Cluster, use redis+cluster://: 1 127.0.0.1:7001",
+            Unavailable.MOVED,
+        ),
+        (redis.exceptions.ClusterDownError("x"), "storing: the Redis Cluster is down: x", Unavailable.CLUSTER_DOWN),
+        (redis.exceptions.TimeoutError("x"), "storing: Redis did not answer in time: x", Unavailable.TIMEOUT),
+        (LinkTimeout("x"), "storing: Redis did not answer in time: x", Unavailable.TIMEOUT),
+        (LinkFailed("x", Unavailable.TLS), "storing: x", Unavailable.TLS),
+        (NameNotResolved("no such name"), "storing: no such name", Unavailable.NAME),
+        (ssl.SSLError("x"), "storing: ('x',)", Unavailable.TLS),
+        (
+            redis.exceptions.InvalidResponse("x"),
+            "storing: what answers there is no Redis: x",
+            Unavailable.OTHER,
+        ),
+        (redis.exceptions.ConnectionError(""), "storing: ConnectionError", Unavailable.UNREACHABLE),
+        (OSError("no route"), "storing: no route", Unavailable.UNREACHABLE),
+        (redis.exceptions.ResponseError("WRONGTYPE x"), "storing: WRONGTYPE x", Unavailable.OTHER),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_is_told_of_a_redis_error(error: Exception, said: str, reason: Unavailable) -> None:
     told = unavailable(error, "storing")
     assert isinstance(told, CacheUnavailable)
-    assert str(told) == said
+    assert (str(told), told.reason) == (said, reason)
+    again = pickle.loads(pickle.dumps(told))
+    assert (str(again), again.reason) == (said, reason)
+
+
+def test_an_error_may_be_made_of_its_message_alone() -> None:
+    assert CacheUnavailable("x").reason is Unavailable.OTHER
+
+
+@pytest.mark.parametrize("error", [redis.exceptions.NoPermissionError, redis.exceptions.OutOfMemoryError])
+def test_a_server_that_refuses_is_asked_again_at_once(error: type[Exception]) -> None:
+    assert not opens_breaker(error("x"))
+    assert opens_breaker(LinkTimeout("x"))
+    assert opens_breaker(LinkFailed("x"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_an_object_that_is_gone_is_not_called_in_a_child() -> None:
+    called: list[str] = []
+
+    class Told:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            begins_anew(self)
+
+        def after_fork(self) -> None:
+            called.append(self.name)
+
+    kept, gone = Told("kept"), Told("gone")
+    assert gone.name == "gone"
+    del gone
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, ",".join(called).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100).decode() == kept.name
+    assert called == [], "nothing is forgotten in the parent"
+    os.close(reading)
+    os.close(writing)

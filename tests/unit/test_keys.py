@@ -24,6 +24,8 @@ def test_every_key_of_the_default_namespace() -> None:
         "workers": keys.workers(),
         "worker": keys.worker("host-4711"),
         "fleet": keys.fleet(),
+        "fresh": keys.fresh(),
+        "changes": keys.changes(),
         "uuid": keys.uuid("6c3f"),
         "requests": keys.refresh_requests("host-4711"),
         "answers": keys.refresh_answers("0123456789abcdef"),
@@ -41,6 +43,8 @@ def test_every_key_of_the_default_namespace() -> None:
         "workers": "x2gofleet:workers",
         "worker": "x2gofleet:worker:host-4711",
         "fleet": "x2gofleet:fleet",
+        "fresh": "x2gofleet:fresh",
+        "changes": "x2gofleet:changes",
         "uuid": "x2gofleet:uuid:6c3f",
         "requests": "x2gofleet:refresh:worker:host-4711",
         "answers": "x2gofleet:refresh:answer:0123456789abcdef",
@@ -55,6 +59,8 @@ def test_another_namespace_is_the_prefix_of_every_key() -> None:
         *(method("x") for method in (keys.refresh_requests, keys.refresh_answers)),
         keys.workers(),
         keys.fleet(),
+        keys.fresh(),
+        keys.changes(),
     ]
     assert all(key.startswith("site:a:") for key in made)
     assert len(set(made)) == len(made)

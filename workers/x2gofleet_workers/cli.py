@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 
-from x2gofleet.connection import client_from_url, redact_url, url_from_environment
+from x2gofleet.connection import link_from_url, redact_url, url_from_environment
 from x2gofleet.errors import FleetError, InventoryError
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 from x2gofleet_workers.check import check_fleet
@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     place = run.add_mutually_exclusive_group()
     place.add_argument(
         "--redis-url",
-        help="redis://HOST:PORT/DB or unix:///PATH (default: X2GOFLEET_REDIS_URL, or redis://127.0.0.1:6379/0)",
+        help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL, see docs/redis.md (default: "
+        "X2GOFLEET_REDIS_URL, or redis://127.0.0.1:6379/0)",
     )
     place.add_argument(
         "--embedded", action="store_true", help="start a Valkey of its own on a unix socket, for one host"
@@ -192,7 +193,7 @@ def _run(args: argparse.Namespace) -> int:
             print(f"embedded Valkey: {url}\nread it with: x2gofleet --redis-url '{url}' status", flush=True)
         else:
             url = args.redis_url or url_from_environment()
-            client_from_url(url).close()
+            link_from_url(url).close()
         metrics = NO_METRICS if args.metrics_port is None else PrometheusMetrics()
         worker = Worker(fleet, WorkerSettings(url, args.namespace, args.worker_id, args.weight), metrics)
         if isinstance(metrics, PrometheusMetrics):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import cast
+from contextlib import closing
 
 import redis
 
-from x2gofleet.connection import client_from_url, redact_url, unavailable, url_from_environment
+from x2gofleet.connection import Link, link_from_url, link_of, redact_url, unavailable, url_from_environment
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 
@@ -20,21 +20,20 @@ _CONNECT_SECONDS = 1.0
 _COMMAND_SECONDS = 2.0
 
 
-def live_workers(client: redis.Redis, keys: Keys, host: str) -> tuple[str, ...]:
+def live_workers(client: redis.Redis | Link, keys: Keys, host: str) -> tuple[str, ...]:
     """Return the ids of the workers on ``host`` whose lease of life has not expired.
 
     ``host`` is what ``socket.gethostname`` gives the worker: in a container a name of its own.
     Raises CacheUnavailable.
     """
+    link = link_of(client)
     try:
-        members = [worker.decode() for worker in cast(list[bytes], client.zrange(keys.workers(), 0, -1))]
-        pipeline = client.pipeline(transaction=False)
-        for member in members:
-            pipeline.hget(keys.worker(member), "host")
-        hosts = pipeline.execute()
+        (found,) = link.exchange([("ZRANGE", keys.workers(), 0, -1)])
+        members = [worker.decode() for worker in found]
+        hosts = link.exchange([("HGET", keys.worker(member), "host") for member in members])
     except (redis.exceptions.RedisError, OSError) as exc:
         raise unavailable(exc, "looking for this host's worker") from exc
-    return tuple(member for member, found in zip(members, hosts, strict=True) if found == host.encode())
+    return tuple(member for member, name in zip(members, hosts, strict=True) if name == host.encode())
 
 
 def main() -> int:
@@ -43,11 +42,9 @@ def main() -> int:
     url = url_from_environment()
     try:
         keys = Keys(os.environ.get("X2GOFLEET_NAMESPACE") or DEFAULT_NAMESPACE)
-        client = client_from_url(
-            url, connect_timeout_seconds=_CONNECT_SECONDS, command_timeout_seconds=_COMMAND_SECONDS
-        )
-        with client:
-            found = live_workers(client, keys, host)
+        link = link_from_url(url, connect_timeout_seconds=_CONNECT_SECONDS, command_timeout_seconds=_COMMAND_SECONDS)
+        with closing(link):
+            found = live_workers(link, keys, host)
     except (CacheUnavailable, ValueError) as exc:
         print(f"{redact_url(url)}: {exc}")
         return 1

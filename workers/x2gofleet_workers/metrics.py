@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Result = Literal["stored", "confirmed", "failed", "refused", "unwritten"]
 LaneName = Literal["quick", "slow"]
-Operation = Literal["store", "confirm", "renew", "heartbeat"]
+Operation = Literal["store", "confirm", "renew", "heartbeat", "hint"]
 Condition = Literal["up", "backing_off", "connecting"]
 
 _POLL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

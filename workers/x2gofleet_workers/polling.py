@@ -16,12 +16,14 @@ from dataclasses import dataclass, field, replace
 
 from x2gofleet.errors import CacheUnavailable, ConnectionLost, OutageError, PollError, SetupError
 from x2gofleet.events import compare
+from x2gofleet.hints import Hint
 from x2gofleet.keys import is_username, target_id
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import NOT_OWNED
 from x2gofleet.parsing import parse_sessions
 from x2gofleet.snapshot import digest_of
 from x2gofleet.store import Lease, Listing, Outcome, Store
+from x2gofleet_workers.hints import NO_HINTS, Hints
 from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS, Target, polled_kinds
 from x2gofleet_workers.metrics import NO_METRICS, Condition, LaneName, Metrics
 from x2gofleet_workers.ownership import Ownership
@@ -80,6 +82,7 @@ class _Held:
     digest: str
     lease: Lease
     listed: float
+    listed_at_ms: int
     users: tuple[str, ...]
 
 
@@ -123,10 +126,11 @@ class TargetPoller:
         ownership: Ownership,
         *,
         metrics: Metrics = NO_METRICS,
+        hints: Hints = NO_HINTS,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),
     ) -> None:
-        self.target, self.counters, self.metrics = target, Counters(), metrics
+        self.target, self.counters, self.metrics, self.hints = target, Counters(), metrics, hints
         self._store, self._ownership = store, ownership
         self._monotonic, self._jitter = monotonic, jitter
         self._connection: SshConnection | None = None
@@ -216,6 +220,7 @@ class TargetPoller:
         self.held = None
         if self._store.discard(lease, tuple(Kind)) is Outcome.LOST:
             raise NotOwnerError(self.target.id)
+        self.hints.dropped(self.target.id, Kind)
         if self.target.scope == "server":
             for name in self._store.users_desktops(self.target.server):
                 self._slow.discard(name)
@@ -280,7 +285,7 @@ class TargetPoller:
             kinds = [kind for kind in kinds if kind is not Kind.DESKTOPS]
             if not kinds:
                 return
-        now_ms = self._store.clock.now_ms() or self._store.sync_clock()
+        now_ms = self._store.now_ms(self.target.id) or self._store.sync_clock(self.target.id)
         lasting = retry_seconds + self.target.deadline_seconds * (1 + SLOW_DEADLINE_FACTOR) + 60
         outcome = self._store.fail(
             lease,
@@ -483,8 +488,8 @@ class _Lane:
         if not sections:
             return []
         # Whoever asked for a poll is told a time that is not before the question: the usual bound may be a little low.
-        known_ms = None if force else poller._store.clock.now_ms()
-        polled_at_ms = poller._store.sync_clock() if known_ms is None else known_ms
+        known_ms = None if force else poller._store.now_ms(poller.target.id)
+        polled_at_ms = poller._store.sync_clock(poller.target.id) if known_ms is None else known_ms
         started = poller._monotonic()
         request = Request(poller.target.scope, tuple(sections), max(1, int(deadline.left()) - 1))
         again: list[Kind] = []
@@ -561,6 +566,8 @@ class _Lane:
         """Prove a section and store it, or confirm what is stored."""
         poller, kind = self._poller, section.kind
         ttl_ms = int(poller.target.ttls[kind] * 1000)
+        if name != poller.target.id and not poller._store.link.one_clock:
+            polled_at_ms = poller._store.at_ms(name, started)
         if section.same:
             held = poller.held
             if held is None or section.signature != held.signature:
@@ -575,7 +582,10 @@ class _Lane:
                     ttl_ms=ttl_ms,
                     state_ttl_ms=GOOD_STATE_TTL_MS,
                 )
-            poller.counters.confirmed += outcome is Outcome.STORED
+            if outcome is Outcome.STORED:
+                poller.counters.confirmed += 1
+                hint = Hint(polled_at_ms, held.listed_at_ms, polled_at_ms + ttl_ms, held.digest)
+                poller.hints.stored(name, kind, hint)
             return outcome
         if kind is Kind.SESSIONS:
             poller.counters.full_listings += 1
@@ -597,11 +607,14 @@ class _Lane:
             len(proven.rejected),
         )
         outcome = self._store(lease, name, listing)
+        if outcome is Outcome.STORED:
+            hint = Hint(polled_at_ms, polled_at_ms, polled_at_ms + ttl_ms, listing.digest)
+            poller.hints.stored(name, kind, hint)
         if kind is Kind.SESSIONS and outcome is Outcome.STORED:
             rows = parse_sessions(proven.stdout)[0]
             users = tuple(sorted({row.username for row in rows if row.status != "F" and is_username(row.username)}))
             poller.conditional = section.signature != UNKNOWN_SIGNATURE
-            poller.held = _Held(section.signature, listing.digest, lease, started, users)
+            poller.held = _Held(section.signature, listing.digest, lease, started, polled_at_ms, users)
         return outcome
 
     def _tell_rejected(self, name: str, kind: Kind, rejected: tuple[str, ...]) -> None:
@@ -653,3 +666,4 @@ class _Lane:
         if isinstance(taken, Lease):
             store.discard(taken, (Kind.DESKTOPS,))
             store.release(taken)
+            self._poller.hints.dropped(name, (Kind.DESKTOPS,))

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import paramiko
 
-from x2gofleet.connection import Resolver
 from x2gofleet.errors import (
     AuthenticationFailed,
     CommandMissing,
@@ -33,6 +32,7 @@ from x2gofleet.errors import (
     SetupError,
     Unreachable,
 )
+from x2gofleet.resolving import Resolver
 from x2gofleet_workers.probe import MAX_NOISE_BYTES, Answer, Hello, Request, Section, parse_hello
 from x2gofleet_workers.proof import show
 

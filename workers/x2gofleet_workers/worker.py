@@ -13,12 +13,13 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from x2gofleet.connection import client_from_url, redact_url
+from x2gofleet.connection import link_from_url, redact_url
 from x2gofleet.errors import FleetError, SnapshotCorrupt
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Member, Publication, Store
+from x2gofleet_workers.hints import HintTeller
 from x2gofleet_workers.inventory import Fleet, InventoryFile
 from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse, Standing
 from x2gofleet_workers.ownership import Ownership
@@ -61,7 +62,7 @@ class Worker:
 
     def __init__(self, fleet: Fleet, settings: WorkerSettings, metrics: Metrics = NO_METRICS) -> None:
         self.fleet, self.settings, self._metrics = fleet, settings, metrics
-        self._inventory = InventoryFile(fleet, lambda: self._request_store.clock.now_ms())
+        self._inventory = InventoryFile(fleet, lambda: self._request_store.now_ms())
         self._publication: Publication | None = None
         self._newest_targets: frozenset[str] | None = None
         self._removed: set[str] = set()
@@ -71,6 +72,12 @@ class Worker:
             raise ValueError(f"{self.id!r} is no worker id: use 1 to 80 letters, digits, '.', '_' and '-'")
         self._keys = Keys(settings.namespace)
         self._store, self._lease_store, self._request_store = (self._new_store() for _ in range(3))
+        link = link_from_url(
+            settings.redis_url,
+            connect_timeout_seconds=_REDIS_CONNECT_SECONDS,
+            command_timeout_seconds=_REDIS_COMMAND_SECONDS,
+        )
+        self._hints = HintTeller(link, self._keys, metrics)
         self.ownership = Ownership(
             self._lease_store,
             self._shared_targets,
@@ -96,12 +103,12 @@ class Worker:
         self._watch_pulse, self._schedule_pulse = Pulse("watch"), Pulse("schedule")
 
     def _new_store(self) -> Store:
-        client = client_from_url(
+        link = link_from_url(
             self.settings.redis_url,
             connect_timeout_seconds=_REDIS_CONNECT_SECONDS,
             command_timeout_seconds=_REDIS_COMMAND_SECONDS,
         )
-        return Store(client, self._keys, self.id)
+        return Store(link, self._keys, self.id)
 
     def _facts(self) -> dict[str, str | int | float]:
         return {
@@ -125,6 +132,7 @@ class Worker:
         self.schedule.add("x2gofleet/pulse", PULSE_SECONDS, self._schedule_pulse.beat)
         self.ownership.start()
         self._desk.start()
+        self._hints.start()
         self._watch_thread = threading.Thread(target=self._watch, name="x2gofleet-watch", daemon=True)
         self._watch_thread.start()
 
@@ -140,8 +148,9 @@ class Worker:
             poller.close()
         self._connecting.shutdown(wait=False, cancel_futures=True)
         self._desk.stop()
+        self._hints.stop()
         for store in (self._store, self._lease_store, self._request_store):
-            store.client.close()
+            store.close()
 
     def reload(self) -> None:
         """Read the inventory again soon, whether the file looks changed or not."""
@@ -269,6 +278,8 @@ class Worker:
         if not gone or self._publication is None or not self._publication.accepted:
             return
         self._request_store.drop_targets(gone)
+        for name in gone:
+            self._hints.dropped(name, Kind)
         self._removed -= gone
         log.info("no longer in the inventory, dropped: %s", ", ".join(sorted(gone)))
 
@@ -286,7 +297,7 @@ class Worker:
     def _eligible(self, members: Sequence[Member]) -> Sequence[Member]:
         """Return the workers that share the targets: those with the newest inventory, once all had time to load it."""
         publication = self._publication
-        now_ms = self._lease_store.clock.now_ms()
+        now_ms = self._lease_store.now_ms()
         if publication is None or now_ms is None:
             return members
         if now_ms - publication.published_at_ms < STALE_INVENTORY_SECONDS * 1000:
@@ -309,7 +320,7 @@ class Worker:
         target = self.fleet.targets.get(name)
         if target is None:
             return
-        poller = TargetPoller(target, self._store, self.ownership, metrics=self._metrics)
+        poller = TargetPoller(target, self._store, self.ownership, metrics=self._metrics, hints=self._hints)
         with self._lock:
             before = self._pollers.pop(name, None)
             self._pollers[name] = poller
@@ -327,6 +338,7 @@ class Worker:
     def _lose(self, name: str) -> None:
         with self._lock:
             poller = self._pollers.pop(name, None)
+        self._hints.forget(name)
         for lane in ("quick", "slow"):
             self.schedule.remove(f"{name}/{lane}")
         if poller is not None:

@@ -11,12 +11,14 @@ from typing import Any
 
 import redis
 
-from x2gofleet.acl import Role, limits, parse_version, rules, user_name
+from x2gofleet.acl import Role, Topology, limits, parse_version, rules, user_name
 from x2gofleet.cli.results import ANSWERED, UNAVAILABLE, USAGE, tell
-from x2gofleet.connection import client_from_url, exchange, redact_url, unavailable
+from x2gofleet.connection import link_from_url, redact_url, unavailable
 from x2gofleet.errors import CacheUnavailable
+from x2gofleet.urls import RedisUrl
 
 _STARTS = {"aclfile": "user", "commands": "ACL SETUSER"}
+_TOPOLOGIES = {"sentinel": Topology.SENTINEL, "cluster": Topology.CLUSTER}
 
 
 def acl(options: argparse.Namespace, *, url: str, namespace: str) -> int:
@@ -25,6 +27,7 @@ def acl(options: argparse.Namespace, *, url: str, namespace: str) -> int:
     try:
         passwords = read_passwords(options.passwords) if options.passwords else {}
         names = {role: user_name(role, options.user_prefix) for role in roles}
+        topology = Topology(options.topology or _TOPOLOGIES.get(RedisUrl.parse(url).kind, Topology.STANDALONE))
         server = compatible = options.server_version
         if server is None:
             server, compatible = ask_version(url)
@@ -39,13 +42,19 @@ def acl(options: argparse.Namespace, *, url: str, namespace: str) -> int:
         tell(str(exc))
         return USAGE
     users = {
-        role: rules(role, namespace=namespace, server_version=version, password_sha256=passwords.get(role))
+        role: rules(
+            role,
+            namespace=namespace,
+            server_version=version,
+            topology=topology,
+            password_sha256=passwords.get(role),
+        )
         for role in roles
     }
     notes = [f"{role.value}: {text}" for role in roles for text in limits(role, version)]
     notes += _login_notes({role: name for role, name in names.items() if role not in passwords})
     if options.json:
-        print(json.dumps(_document(namespace, server, names, users, notes), indent=2))
+        print(json.dumps(_document(namespace, server, topology, names, users, notes), indent=2))
         return ANSWERED
     for role, found in users.items():
         print(_STARTS[options.format], names[role], *found)
@@ -73,6 +82,7 @@ def _login_notes(names: Mapping[Role, str]) -> list[str]:
 def _document(
     namespace: str,
     server: str,
+    topology: Topology,
     names: Mapping[Role, str],
     users: Mapping[Role, Sequence[str]],
     notes: Sequence[str],
@@ -80,6 +90,7 @@ def _document(
     return {
         "namespace": namespace,
         "server_version": server,
+        "topology": topology.value,
         "users": [{"role": role.value, "name": names[role], "rules": list(found)} for role, found in users.items()],
         "notes": list(notes),
     }
@@ -118,13 +129,13 @@ def ask_version(url: str) -> tuple[str, str]:
 
     Raises CacheUnavailable.
     """
-    client = client_from_url(url, connect_timeout_seconds=2.0, command_timeout_seconds=2.0)
+    link = link_from_url(url, connect_timeout_seconds=2.0, command_timeout_seconds=2.0)
     try:
-        reply = exchange(client, [("INFO", "server")])[0]
+        reply = link.exchange([("INFO", "server")])[0]
     except (redis.exceptions.RedisError, OSError) as exc:
         raise unavailable(exc, "INFO") from exc
     finally:
-        client.close()
+        link.close()
     told = dict(line.partition(":")[::2] for line in reply.decode("utf-8", "replace").splitlines())
     version = told.get("redis_version", "")
     if not version:

@@ -21,7 +21,7 @@ from x2gofleet.cli.results import (
     silence_stdout,
     tell,
 )
-from x2gofleet.connection import client_from_url, redact_url
+from x2gofleet.connection import link_from_url, redact_url
 from x2gofleet.errors import CacheUnavailable, FleetError, UnknownProfile
 
 _INTERRUPTED = 130
@@ -48,18 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     url, name = redis_url(options), namespace(options)
     try:
-        client = client_from_url(url)
-        client.connection_pool.make_connection()
-    except (ValueError, TypeError):
-        # The URL isn't repeated: where it can't be taken apart, nothing can tell which part is the password.
+        link = link_from_url(url)
+    except ValueError as exc:
         where = "--redis-url" if options.redis_url else "X2GOFLEET_REDIS_URL"
-        tell(
-            f"{where} is no Redis URL that can be used: give redis://HOST:PORT/DB or unix:///PATH?db=DB, "
-            "with what is special in a password percent-encoded"
-        )
+        tell(f"{where} is no Redis URL that can be used: {exc}")
         return USAGE
     try:
-        cache = FleetCache(client, namespace=name)
+        cache = FleetCache(link, namespace=name)
     except ValueError as exc:
         tell(f"--namespace: {exc}")
         return USAGE

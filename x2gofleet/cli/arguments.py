@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from x2gofleet.acl import Role, parse_version, user_name
+from x2gofleet.acl import Role, Topology, parse_version, user_name
 from x2gofleet.connection import url_from_environment
 from x2gofleet.events import decode_cursor
 from x2gofleet.keys import DEFAULT_NAMESPACE, is_server_id, is_username
@@ -103,7 +103,8 @@ def _common(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
         "--redis-url",
         metavar="URL",
         default=default(None),
-        help="redis://HOST:PORT/DB or unix:///PATH (default: $X2GOFLEET_REDIS_URL, else redis://127.0.0.1:6379/0)",
+        help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL (default: $X2GOFLEET_REDIS_URL, "
+        "else redis://127.0.0.1:6379/0)",
     )
     parser.add_argument(
         "--namespace",
@@ -194,6 +195,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="V",
         type=_server_version,
         help="for this version of Redis or Valkey, as 7.0 (default: the server at --redis-url is asked)",
+    )
+    acl.add_argument(
+        "--topology",
+        choices=[topology.value for topology in Topology],
+        help="one server, servers that sentinels watch, or a Cluster (default: what --redis-url names)",
     )
     acl.add_argument(
         "--format",

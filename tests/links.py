@@ -1,0 +1,129 @@
+"""What the tests of links share: both kinds of links behind one blocking method, and servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from x2gofleet.connection import Command, async_link_from_url, link_from_url
+
+KINDS = ("Link", "AsyncLink")
+
+
+class AnyLink:
+    """A Link, or an AsyncLink run in an event loop of its own in the calling thread."""
+
+    def __init__(self, kind: str, url: str, **settings: Any) -> None:
+        self._runner = asyncio.Runner() if kind == "AsyncLink" else None
+        self.link: Any = async_link_from_url(url, **settings) if self._runner else link_from_url(url, **settings)
+
+    def exchange(self, commands: Sequence[Command], *, seconds: float | None = None) -> list[Any]:
+        """Exchange, within ``seconds`` from now."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        replies: list[Any] = self.run(self.link.exchange(commands, deadline=deadline))
+        return replies
+
+    def run(self, result: Any) -> Any:
+        """Return a result, awaited where that is needed."""
+        return self._runner.run(_awaited(result)) if self._runner else result
+
+    def keys(self, match: str) -> set[bytes]:
+        """Return what SCAN finds."""
+        return set(self._runner.run(_listed(self.link.scan(match))) if self._runner else self.link.scan(match))
+
+    def close(self) -> None:
+        """Close the link and its event loop."""
+        if self._runner:
+            self._runner.run(self.link.aclose())
+            self._runner.close()
+        else:
+            self.link.close()
+
+    def __enter__(self) -> AnyLink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+async def _listed(found: Any) -> list[bytes]:
+    return [key async for key in found]
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A TCP server on loopback that gives each connection to ``serve`` in a thread; yields its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    peers: list[socket.socket] = []
+
+    def run(peer: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            serve(peer)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                peers.append(peer)
+                threading.Thread(target=run, args=(peer,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+        for peer in peers:
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
+            peer.close()
+
+
+def silent(peer: socket.socket) -> None:
+    """Read and never answer."""
+    while peer.recv(4096):
+        pass
+
+
+@contextmanager
+def full_backlog() -> Iterator[int]:
+    """A TCP port that lets no further connection in: its queue is full and nobody accepts."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    waiting: list[socket.socket] = []
+    try:
+        for _ in range(8):
+            each = socket.socket()
+            waiting.append(each)
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        yield int(listener.getsockname()[1])
+    finally:
+        for each in (*waiting, listener):
+            each.close()
+
+
+def dripping(reply: bytes, *, every_seconds: float) -> Callable[[socket.socket], None]:
+    """Return a server that answers each request by one byte of ``reply`` at a time, over and over."""
+
+    def serve(peer: socket.socket) -> None:
+        peer.recv(65_536)
+        while True:
+            for byte in reply:
+                peer.sendall(bytes([byte]))
+                time.sleep(every_seconds)
+
+    return serve

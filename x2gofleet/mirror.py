@@ -1,0 +1,651 @@
+"""mirror: the fleet in this process: a feed follows the workers' hints, and lookups are answered without Redis.
+
+What is held are the replies that Redis gave; a question is driven with these as it is with those of Redis, so that an
+answer can't differ but by being up to ALIVE_SECONDS older. Only what is surely known is answered: a snapshot is held
+for as long as Redis would keep it, on the monotonic clock of this process, and everything else goes to Redis.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
+from weakref import ref
+
+import redis
+
+from x2gofleet.connection import Breaker, Link, link_from_url, opens_breaker, unavailable
+from x2gofleet.errors import CacheUnavailable, FleetError
+from x2gofleet.fleet import PublishedFleet
+from x2gofleet.forks import begins_anew
+from x2gofleet.hints import Hint, decode_field
+from x2gofleet.keys import Keys, server_of, user_of
+from x2gofleet.kinds import Kind
+from x2gofleet.lookup import Command, Lookups, Query, fields_of, time_ms
+from x2gofleet.questions import Listed, Questions
+from x2gofleet.snapshot import Snapshot
+
+T = TypeVar("T")
+
+RESYNC_SECONDS = 2.0
+ALIVE_SECONDS = 3.0
+BLOCK_SECONDS = 0.5
+BRIDGE_SECONDS = 0.2
+RELIST_MS = 55_000
+"""What is held is fetched again where it was listed so long before it was confirmed: sessions' ages grow."""
+ROUND_SECONDS = 2.0
+REGISTERED_SECONDS = 5.0
+COMMAND_SECONDS = BLOCK_SECONDS + 0.5
+CLOSE_SECONDS = 3.0
+
+_TRY_AGAIN_SECONDS = 0.25
+_FETCHED_AT_ONCE = 200
+_CHANGES_AT_ONCE = 1000
+_ANSWERS_KEPT = 4096
+_NAMES_KEPT = 100_000
+# Ages are what counts: the clock that answers are made with stands still.
+_NOW_MS = 1 << 41
+_TIME = [_NOW_MS // 1000, _NOW_MS % 1000 * 1000]
+
+log = logging.getLogger(__name__)
+
+Answers = dict[Any, tuple[float, Any]]
+"""By the arguments of a method: until when (time.monotonic) an answer holds, and the answer."""
+
+
+class _Unknown(Exception):
+    """A question goes beyond what is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One snapshot as HGETALL replied; ``polled`` and ``expires`` are on the monotonic clock of this process."""
+
+    reply: Sequence[bytes]
+    digest: bytes
+    listed_at_ms: int
+    polled: float
+    expires: float
+
+
+@dataclass(slots=True)
+class Generation:
+    """What was known after one exchange with Redis, and the answers that were made of it."""
+
+    questions: Questions | None = None
+    version: bytes = b""
+    held: dict[str, _Entry] = field(default_factory=dict)
+    states: dict[Command, Any] = field(default_factory=dict)
+    alive_until: float = -math.inf
+    sessions: Answers = field(default_factory=dict)
+    cached: Answers = field(default_factory=dict)
+    desktops: Answers = field(default_factory=dict)
+    mounts: Answers = field(default_factory=dict)
+    loads: Answers = field(default_factory=dict)
+    found: Answers = field(default_factory=dict)
+
+    def next(self, **changes: Any) -> Generation:
+        """Return one without answers, in which ``changes`` are made."""
+        known = (self.questions, self.version, self.held, self.states, self.alive_until)
+        return replace(Generation(*known), **changes)
+
+
+NOTHING_KNOWN = Generation()
+"""Nobody puts answers to it: it has no questions."""
+
+
+class NoMirror:
+    """What a cache without a mirror has for one: it knows nothing."""
+
+    def __init__(self) -> None:
+        self.breaker = Breaker()
+        self.now = NOTHING_KNOWN
+
+    def answer(
+        self, method: str, arguments: Any, ask: Callable[[Questions], Query[T]], *, bridging: bool = False
+    ) -> T | None:
+        """Return None."""
+        return None
+
+    def watched(self, query: Query[T]) -> Query[T]:
+        """Return the query."""
+        return query
+
+    def forget(self, profile_name: str | None = None) -> None:
+        """Hold nothing, as before."""
+
+    def resync(self) -> None:
+        """Return at once."""
+
+    def close(self) -> None:
+        """Return at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """What a field of the hints is about."""
+
+    target: str
+    kind: Kind
+    key: str
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """What an exchange is to bring: snapshots, with the hint of each where there is one, and states."""
+
+    snapshots: dict[_Name, Hint | None] = field(default_factory=dict)
+    states: list[Command] = field(default_factory=list)
+
+
+class _Remembering(Questions):
+    """Parses what is held once for each user that is asked for."""
+
+    def __init__(self, lookups: Lookups) -> None:
+        super().__init__(lookups)
+        self._known: dict[str, tuple[bytes, dict[str | None, Listed]]] = {}
+
+    def listed(self, snapshot: Snapshot, username: str | None) -> Listed:
+        known = self._known.get(snapshot.target)
+        # What is held is the same object for as long as it does not change.
+        if known is None or known[0] is not snapshot.stdout or len(known[1]) >= _ANSWERS_KEPT:
+            known = self._known[snapshot.target] = snapshot.stdout, {}
+        found = known[1].get(username)
+        if found is None:
+            found = known[1][username] = super().listed(snapshot, username)
+        return found
+
+
+class Mirror:
+    """Holds the fleet, or some profiles of it. Thread-safe; a forked child begins with an empty one.
+
+    The feed is a daemon thread. It begins at the first lookup, and ends with ``close``, or when nobody uses this any
+    more. ``now`` is the generation that hot paths look at.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        *,
+        profiles: Collection[str] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Follow the fleet over ``link``, which nobody else uses and whose command timeout is COMMAND_SECONDS at least.
+
+        ``profiles`` are names; None is the whole fleet.
+        """
+        if isinstance(profiles, str):
+            raise ValueError(f"give a collection of profile names, not the text {profiles!r}")
+        self.breaker = Breaker()
+        self._link, self._keys, self._monotonic = link, keys, monotonic
+        self._profiles = None if profiles is None else frozenset(profiles)
+        self._uuids = keys.uuid("")
+        self._closed = False
+        self.after_fork()
+        begins_anew(self)
+
+    def after_fork(self) -> None:
+        """Know nothing, and have no feed: it was a thread of the parent."""
+        self.now = NOTHING_KNOWN
+        self._feed: _Feed | None = None
+        # Exchanges are one at a time, in the order in which what they bring is taken over.
+        self._exchanging = threading.Lock()
+        # Held for moments only.
+        self._changing = threading.Lock()
+        self._seen: dict[bytes, bytes] = {}
+        self._names: dict[bytes, _Name | None] = {}
+        self._forgotten: list[frozenset[str] | None] = []
+        self._registered: dict[str, tuple[float, Any]] = {}
+        self._position = b"0-0"
+        self._synced_at = -math.inf
+        self._told = ""
+
+    # What callers ask.
+
+    def answer(
+        self, method: str, arguments: Any, ask: Callable[[Questions], Query[T]], *, bridging: bool = False
+    ) -> T | None:
+        """Return the answer to a question, where it is surely known and neither None nor False; else None.
+
+        ``method`` names the Generation's answers that it is kept in, by ``arguments``. ``bridging`` is for when Redis
+        can't be asked: then an answer holds as long as what it is made of. Raises ValueError as the question does.
+        """
+        if self._feed is None:
+            self._start()
+        generation, now = self.now, self._monotonic()
+        if generation.questions is None or (now >= generation.alive_until and not bridging):
+            return None
+        used: list[float] = [now + BRIDGE_SECONDS if bridging else generation.alive_until]
+        query = ask(generation.questions)
+        try:
+            commands = next(query)
+            while True:
+                commands = query.send(self._replies(generation, commands, used))
+        except StopIteration as stop:
+            value: T | None = stop.value
+        except (_Unknown, FleetError):
+            return None
+        if value is None or value is False:
+            return None
+        answers: Answers = getattr(generation, method)
+        if len(answers) >= _ANSWERS_KEPT:
+            answers.clear()
+        answers[arguments] = min(used), value
+        # Callers own what they get.
+        return cast(T, value.copy()) if isinstance(value, (list, dict)) else value
+
+    def _replies(self, generation: Generation, commands: Iterable[Command], used: list[float]) -> list[Any]:
+        """Return what Redis would reply; puts to ``used`` until when that is so."""
+        now, replies = self._monotonic(), []
+        for command in commands:
+            name, key = command[0], command[1] if len(command) > 1 else ""
+            reply: Any
+            if name in ("HGETALL", "EXISTS"):
+                entry = generation.held.get(key)
+                if entry is None or entry.expires <= now:
+                    reply = [] if name == "HGETALL" else 0
+                else:
+                    used.append(entry.expires)
+                    age_ms = math.ceil((now - entry.polled) * 1000)
+                    reply = [*entry.reply, b"polled_at", b"%d" % (_NOW_MS - age_ms)] if name == "HGETALL" else 1
+            elif name == "TIME":
+                reply = _TIME
+            elif name == "HGET":
+                reply = generation.version
+            elif key.startswith(self._uuids):
+                until, reply = self._registered.get(key, (-math.inf, None))
+                if until <= now:
+                    raise _Unknown
+                used.append(until)
+            else:
+                reply = generation.states.get(command) or [None] * (len(command) - 2)
+            replies.append(reply)
+        return replies
+
+    def watched(self, query: Query[T]) -> Query[T]:
+        """Pass a query on that Redis is asked, and learn from it which sessions are registered, or are no more."""
+        commands = _next_commands(query)
+        while isinstance(commands, list):
+            key = commands[0][1] if commands and len(commands[0]) > 1 else ""
+            about = key if isinstance(key, str) and key.startswith(self._uuids) else ""
+            reads = bool(about) and commands[0][0] == "HMGET"
+            if about and not reads:
+                self._unregister(about)
+            asked_at = self._monotonic()
+            replies = yield commands
+            if reads and replies[0][0] is not None:
+                if len(self._registered) >= _ANSWERS_KEPT:
+                    self._registered.clear()
+                self._registered[about] = asked_at + REGISTERED_SECONDS, replies[0]
+            elif about:
+                self._unregister(about)
+            commands = _next_commands(query, replies)
+        return commands.value  # type: ignore[no-any-return]
+
+    def _unregister(self, key: str) -> None:
+        with self._changing:
+            self._registered.pop(key, None)
+            self.now = self.now.next()
+
+    def forget(self, profile_name: str | None = None) -> None:
+        """Hold nothing any more of a profile's targets, or of any: a caller has just had it changed."""
+        with self._changing:
+            questions, targets = self.now.questions, None
+            if profile_name is not None and questions is not None and (fleet := questions.lookups.known) is not None:
+                targets = frozenset(fleet.profiles.get(profile_name, ()))
+            self._forgotten.append(targets)
+            self.now = self.now.next(held=_without(self.now.held, targets))
+
+    def resync(self, *, timeout_seconds: float = ROUND_SECONDS) -> None:
+        """Take over now what workers have told. Raises CacheUnavailable where that could not be done in time."""
+        deadline = self._monotonic() + timeout_seconds
+        if not self._exchanging.acquire(timeout=timeout_seconds):
+            raise CacheUnavailable(f"the mirror could not be brought up to date within {timeout_seconds:g} s")
+        try:
+            self._resync(deadline)
+        finally:
+            self._exchanging.release()
+
+    def close(self) -> None:
+        """End the feed; waits for 3 s at most. The mirror answers nothing any more."""
+        self._closed = True
+        with self._changing:
+            feed, self._feed = self._feed, None
+            self.now = NOTHING_KNOWN
+        if feed is not None:
+            feed.stop()
+        self._link.close()
+
+    # The feed.
+
+    def _start(self) -> None:
+        with self._changing:
+            if self._feed is None and not self._closed:
+                self._feed = _Feed(self, self._link)
+                self._feed.start()
+
+    def is_fed_by(self, feed: object) -> bool:
+        """Whether this is the feed that keeps the mirror."""
+        return self._feed is feed
+
+    def follow(self) -> tuple[Command, float]:
+        """Resync where it is due; return the command that waits for changes, and how many seconds it waits at most."""
+        if self._monotonic() >= self._synced_at + RESYNC_SECONDS:
+            self.resync()
+        due = self._synced_at + RESYNC_SECONDS - self._monotonic()
+        block = max(0.001, min(BLOCK_SECONDS, due))
+        milliseconds = math.ceil(block * 1000)
+        where = ("STREAMS", self._keys.changes(), self._position)
+        return ("XREAD", "BLOCK", milliseconds, "COUNT", _CHANGES_AT_ONCE, *where), block
+
+    def fed(self, reply: Any) -> None:
+        """Take over what the command that waits for changes brought."""
+        self.breaker.succeeded()
+        if not reply:
+            return
+        entries = reply[0][1]
+        texts: dict[bytes, bytes] = {}
+        for _, parts in entries:
+            items = iter(parts)
+            texts.update(zip(items, items, strict=True))
+        with self._exchanging:
+            self._position = entries[-1][0]
+            self._change(texts, self._monotonic() + ROUND_SECONDS)
+
+    def failed(self, exc: Exception) -> None:
+        """Take down that the feed could not go on."""
+        failure = exc if isinstance(exc, CacheUnavailable) else unavailable(exc, "following the workers' hints")
+        cause = exc.__cause__ if isinstance(exc, CacheUnavailable) else exc
+        # The next turn begins with everything.
+        self._synced_at = -math.inf
+        if isinstance(cause, Exception) and opens_breaker(cause):
+            self.breaker.failed(str(failure))
+        elif self._told != str(failure):
+            log.warning("the mirror can't follow the fleet, lookups ask Redis: %s", failure)
+            self._told = str(failure)
+
+    def _ask(self, commands: Sequence[Command], deadline: float) -> list[Any]:
+        try:
+            replies = self._link.exchange(commands, deadline=deadline)
+        except (redis.exceptions.RedisError, OSError) as exc:
+            raise unavailable(exc, "following the workers' hints") from exc
+        self.breaker.succeeded()
+        return replies
+
+    def _resync(self, deadline: float) -> None:
+        keys = self._keys
+        with self._changing:
+            self._forgotten.clear()
+            before = self.now
+        sent = self._monotonic()
+        version, clock, newest, hints = self._ask(
+            [
+                ("HGET", keys.fleet(), "version"),
+                ("TIME",),
+                ("XREVRANGE", keys.changes(), "+", "-", "COUNT", 1),
+                ("HGETALL", keys.fresh()),
+            ],
+            min(deadline, sent + COMMAND_SECONDS),
+        )
+        questions = before.questions if version is not None and version == before.version else None
+        if questions is None:
+            questions, version = self._read_fleet(deadline)
+        told = fields_of(hints)
+        held: dict[str, _Entry] = {}
+        fetch = self._compare(questions, told, before.held, held, sent, time_ms(clock))
+        states = self._fetch(fetch, held, deadline)
+        self._seen = told
+        self._position = newest[0][0] if newest else b"0-0"
+        self._synced_at = sent
+        self._told = ""
+        self._take_over(
+            Generation(questions, version or b"", held, states, sent + ALIVE_SECONDS) if questions else NOTHING_KNOWN
+        )
+
+    def _read_fleet(self, deadline: float) -> tuple[Questions | None, bytes]:
+        lookups = Lookups(self._keys, self._monotonic)
+        query = lookups.fleet()
+        commands = _next_commands(query)
+        while isinstance(commands, list):
+            commands = _next_commands(query, self._ask(commands, deadline))
+        fleet: PublishedFleet | None = commands.value
+        return (_Remembering(lookups), fleet.version.encode()) if fleet is not None else (None, b"")
+
+    def _scope(self, questions: Questions) -> frozenset[str] | None:
+        """Return the targets that are followed; None for every one of the fleet."""
+        fleet = questions.lookups.known
+        if self._profiles is None or fleet is None:
+            return None
+        return frozenset(target for name in self._profiles for target in fleet.profiles.get(name, ()))
+
+    def _compare(
+        self,
+        questions: Questions | None,
+        told: dict[bytes, bytes],
+        before: dict[str, _Entry],
+        held: dict[str, _Entry],
+        sent: float,
+        now_ms: int,
+    ) -> _Fetch:
+        """Put to ``held`` what may stay of ``before``; return what has to be fetched."""
+        fetch = _Fetch()
+        if questions is None or (fleet := questions.lookups.known) is None:
+            return fetch
+        scope = self._scope(questions)
+        followed = fleet.targets.keys() if scope is None else scope
+        for name_text, text in told.items():
+            name = self._name(name_text)
+            if name is None or not _is_of(followed, name.target):
+                continue
+            entry, hint = before.get(name.key), None
+            if entry is None or entry.expires <= sent or self._seen.get(name_text) != text:
+                hint = Hint.decode(text)
+                entry = _confirmed(entry, hint, sent, now_ms)
+            if entry is not None:
+                held[name.key] = entry
+            else:
+                fetch.snapshots[name] = hint
+        lookups = questions.lookups
+        for target_name in followed:
+            target = fleet.targets[target_name]
+            kinds = sorted(target.kinds)
+            missing = [kind for kind in kinds if self._keys.snapshot(target.id, kind) not in held]
+            for kind in missing:
+                # Also where no hint tells of it.
+                fetch.snapshots.setdefault(_Name(target.id, kind, self._keys.snapshot(target.id, kind)), None)
+            if missing and target.scope == "server":
+                missing.append(Kind.DESKTOPS)
+            fetch.states += dict.fromkeys(lookups.down_command(target, kind) for kind in missing)
+        return fetch
+
+    def _name(self, text: bytes) -> _Name | None:
+        try:
+            return self._names[text]
+        except KeyError:
+            pass
+        if len(self._names) >= _NAMES_KEPT:
+            self._names.clear()
+        found = decode_field(text)
+        name = None if found is None else _Name(*found, self._keys.snapshot(*found))
+        self._names[text] = name
+        return name
+
+    def _fetch(self, fetch: _Fetch, held: dict[str, _Entry], deadline: float) -> dict[Command, Any]:
+        """Read snapshots into ``held``; return the states that were asked for."""
+        names, states = list(fetch.snapshots), {}
+        if fetch.states:
+            states = dict(zip(fetch.states, self._ask(fetch.states, deadline), strict=True))
+        for start in range(0, len(names), _FETCHED_AT_ONCE):
+            part = names[start : start + _FETCHED_AT_ONCE]
+            commands: list[Command] = [("TIME",)]
+            for name in part:
+                # The time to live first: of a snapshot that is replaced in between, it is not too long.
+                commands += [("PTTL", name.key), ("HGETALL", name.key)]
+            sent = self._monotonic()
+            replies = self._ask(commands, deadline)
+            now_ms = time_ms(replies[0])
+            for name, ttl_ms, reply in zip(part, replies[1::2], replies[2::2], strict=True):
+                entry = _entry(reply, int(ttl_ms), fetch.snapshots[name], sent, now_ms)
+                if entry is None:
+                    held.pop(name.key, None)
+                else:
+                    held[name.key] = entry
+        return states
+
+    def _change(self, texts: dict[bytes, bytes], deadline: float) -> None:
+        """Take over what the stream told."""
+        with self._changing:
+            self._forgotten.clear()
+            before = self.now
+        questions = before.questions
+        if questions is None or (fleet := questions.lookups.known) is None:
+            return
+        scope = self._scope(questions)
+        followed = fleet.targets.keys() if scope is None else scope
+        held, fetch = dict(before.held), _Fetch()
+        for name_text, text in texts.items():
+            name = self._name(name_text)
+            if name is None or not _is_of(followed, name.target):
+                continue
+            entry, hint = held.get(name.key), Hint.decode(text)
+            if hint is None:
+                held.pop(name.key, None)
+                self._seen.pop(name_text, None)
+            elif entry is None or entry.digest != hint.digest.encode():
+                fetch.snapshots[name] = hint
+        if fetch.snapshots or held.keys() != before.held.keys():
+            self._fetch(fetch, held, deadline)
+            self._take_over(before.next(held=held))
+
+    def _take_over(self, generation: Generation) -> None:
+        with self._changing:
+            if self._closed:
+                return
+            for targets in self._forgotten:
+                generation.held = _without(generation.held, targets)
+            self.now = generation
+
+
+def _confirmed(entry: _Entry | None, hint: Hint | None, sent: float, now_ms: int) -> _Entry | None:
+    """Return what is held with the times of a hint; None where it has to be fetched."""
+    if entry is None or hint is None or entry.digest != hint.digest.encode():
+        return None
+    if hint.polled_at_ms - entry.listed_at_ms > RELIST_MS and hint.listed_at_ms > entry.listed_at_ms:
+        return None
+    if hint.polled_at_ms > now_ms:
+        # Redis's clock was set back.
+        return None
+    polled = sent - (now_ms - hint.polled_at_ms) / 1000
+    expires = sent + (hint.expires_at_ms - now_ms) / 1000
+    if polled < entry.polled:
+        # Told late, by a worker that was paused.
+        polled, expires = entry.polled, entry.expires
+    return _Entry(entry.reply, entry.digest, entry.listed_at_ms, polled, expires) if expires > sent else None
+
+
+def _entry(reply: Sequence[bytes], ttl_ms: int, hint: Hint | None, sent: float, now_ms: int) -> _Entry | None:
+    """Return what is to be held of a snapshot that was read; None for one that Redis itself has to be asked for."""
+    fields = fields_of(reply)
+    try:
+        digest, polled_at_ms, listed_at_ms = fields[b"digest"], int(fields[b"polled_at"]), int(fields[b"listed_at"])
+    except (KeyError, ValueError):
+        return None
+    if ttl_ms <= 0 or polled_at_ms > now_ms:
+        return None
+    polled, expires = sent - (now_ms - polled_at_ms) / 1000, sent + ttl_ms / 1000
+    if hint is not None:
+        expires = min(expires, polled + (hint.expires_at_ms - hint.polled_at_ms) / 1000)
+    return _Entry(reply, digest, listed_at_ms, polled, expires)
+
+
+def _without(held: dict[str, _Entry], targets: frozenset[str] | None) -> dict[str, _Entry]:
+    """Return what is held but of these targets; of none at all where that is None."""
+    if targets is None:
+        return {}
+    return {key: entry for key, entry in held.items() if not _is_of(targets, key.partition("{")[2].partition("}")[0])}
+
+
+def _is_of(targets: Collection[str], name: str) -> bool:
+    """Whether a target is one of these, or a user's on a server that is one of them."""
+    return name in targets or (user_of(name) is not None and server_of(name) in targets)
+
+
+def _next_commands(query: Query[Any], replies: list[Any] | None = None) -> list[Command] | StopIteration:
+    """Return what a query yields next, or its end."""
+    try:
+        return next(query) if replies is None else query.send(replies)
+    except StopIteration as stop:
+        return stop
+
+
+class _Feed:
+    """The thread that keeps a mirror, and keeps it alive only while it turns."""
+
+    def __init__(self, mirror: Mirror, link: Link) -> None:
+        self._stopping = threading.Event()
+        self._mirror, self._link = ref(mirror), link
+        self._thread = threading.Thread(target=self._run, name="x2gofleet-mirror", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow; the mirror knows this to be its feed by now."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and wait for it, unless it is the one that asks."""
+        self._stopping.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            pause = self._turn()
+            if pause is None:
+                break
+            if pause:
+                self._stopping.wait(pause)
+        self._link.close()
+
+    def _turn(self) -> float | None:
+        """Follow once; return how many seconds to wait before the next turn, None where nobody wants one."""
+        try:
+            waiting = self._waiting()
+            if waiting is None:
+                return None
+            command, seconds = waiting
+            # Nothing here holds on to the mirror while it waits.
+            reply = self._link.exchange(
+                [command], deadline=time.monotonic() + seconds + COMMAND_SECONDS - BLOCK_SECONDS
+            )
+            mirror = self._mirror()
+            if mirror is None:
+                return None
+            mirror.fed(reply[0])
+        except Exception as exc:
+            mirror = self._mirror()
+            if mirror is None:
+                return None
+            if not isinstance(exc, (FleetError, redis.exceptions.RedisError, OSError)):
+                log.exception("following the workers' hints failed")
+            mirror.failed(exc)
+            return _TRY_AGAIN_SECONDS
+        return 0.0
+
+    def _waiting(self) -> tuple[Command, float] | None:
+        mirror = self._mirror()
+        return mirror.follow() if mirror is not None and mirror.is_fed_by(self) else None
+
+
+def mirror_from_url(url: str, keys: Keys, wanted: bool | Collection[str]) -> Mirror | NoMirror:
+    """Return a mirror of the whole fleet (True), of some profiles (their names), or none (False).
+
+    Raises ValueError for a URL that is not understood.
+    """
+    if wanted is False:
+        return NoMirror()
+    link = link_from_url(url, command_timeout_seconds=COMMAND_SECONDS)
+    return Mirror(link, keys, profiles=None if wanted is True else wanted)
