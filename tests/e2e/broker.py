@@ -151,8 +151,6 @@ class BrokerHost:
             lines.append(f"[{server.host}]:{server.port},[{name}]:{server.port} {host_key}\n")
         self.namespace.path(f"{HOME}/.ssh/known_hosts").write_text("".join(lines))
         self.namespace.run(["chown", "-R", f"{USER}:{USER}", f"{HOME}/.ssh", "/var/log/x2gobroker"])
-        loggers = self.namespace.path("/etc/x2go/broker/x2gobroker-loggers.conf")
-        loggers.write_text(loggers.read_text().replace("level=WARNING", "level=DEBUG"))
         self.configure({})
 
     def configure(self, profiles: Profiles, *, load_checker: bool = False, more: str = "") -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from x2gofleet.adapters.broker_answers import BrokerView, cached_view, session_counts
@@ -20,8 +22,11 @@ from x2gofleet.lookup import Lookups
 from x2gofleet.placement import Placements, Standing
 
 T = TypeVar("T")
+Found = tuple[PublishedFleet, int, list[Standing]]
 
 _SAID_AGAIN_SECONDS = 60.0
+_MAPS_KEPT = 1024
+_SHARED_SECONDS = 0.5
 
 
 class BrokerFleet:
@@ -32,6 +37,9 @@ class BrokerFleet:
         self.logger = logger
         self._pid = -1
         self._said: dict[str, float] = {}
+        self._shared: dict[str, tuple[float, Found | None]] | None = None
+        self._mapped_in: PublishedFleet | None = None
+        self._maps: dict[BrokerProfile, Mapped | Unmapped] = {}
         self._open().close()
 
     def _open(self) -> FleetCache:
@@ -78,20 +86,48 @@ class BrokerFleet:
             if fleet is None:
                 self.say("no inventory is published: is an x2gofleet-worker running, with this Redis and namespace?")
                 return None
-            mapped = map_profile(profile, fleet)
+            mapped = self._map(profile, fleet)
             if isinstance(mapped, Unmapped):
                 self._fleet = self._run(self._lookups.fleet())
                 if self._fleet is fleet:
                     self.say(f"profile {profile.id} is not answered from the fleet: {mapped.reason}")
                     return None
                 continue
-            found = self._run(self._placements.standings(mapped.fleet_profile))
+            found = self._standings(mapped.fleet_profile)
             self._fleet = fleet if found is None else found[0]
-            if found is not None and (found[0] is fleet or map_profile(profile, found[0]) == mapped):
+            if found is not None and (found[0] is fleet or self._map(profile, found[0]) == mapped):
                 return self._cached(profile, mapped, *found, username)
             if found is None:
                 self._fleet = self._run(self._lookups.fleet())
         return None
+
+    def _standings(self, fleet_profile: str) -> Found | None:
+        shared = self._shared
+        if shared is None:
+            return self._run(self._placements.standings(fleet_profile))
+        at, found = shared.get(fleet_profile, (-math.inf, None))
+        now = time.monotonic()
+        if found is None or now - at > _SHARED_SECONDS:
+            found = self._run(self._placements.standings(fleet_profile))
+            shared[fleet_profile] = now, found
+        return found
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Ask for each profile of the fleet once: of the broker's, many may be answered from one."""
+        outer = self._shared
+        self._shared = {} if outer is None else outer
+        try:
+            yield
+        finally:
+            self._shared = outer
+
+    def _map(self, profile: BrokerProfile, fleet: PublishedFleet) -> Mapped | Unmapped:
+        if self._mapped_in is not fleet or len(self._maps) >= _MAPS_KEPT:
+            self._mapped_in, self._maps = fleet, {}
+        if profile not in self._maps:
+            self._maps[profile] = map_profile(profile, fleet)
+        return self._maps[profile]
 
     def _cached(
         self,

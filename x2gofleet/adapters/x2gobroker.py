@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from x2gofleet.adapters import broker_answers as answers
 from x2gofleet.adapters.broker_answers import BrokerView
+from x2gofleet.adapters.broker_config import forgetting, remembering_defaults, remembering_section
 from x2gofleet.adapters.broker_fleet import BrokerFleet
 from x2gofleet.adapters.broker_hosts import BrokerProfile
 from x2gofleet.adapters.broker_settings import BrokerSettings, SettingsError
@@ -61,6 +62,7 @@ class Activation:
         # What Debian's own Python alone can import.
         import x2gobroker.agent
         import x2gobroker.brokers.base_broker
+        import x2gobroker.config
         import x2gobroker.loadchecker
         import x2gobroker.utils
         from x2gobroker.x2gobroker_exceptions import X2GoBrokerAgentException
@@ -73,6 +75,7 @@ class Activation:
         self._step: ContextVar[_Step | None] = ContextVar("x2gofleet_broker_step", default=None)
         self._originals: list[tuple[Any, str, Any]] = []
         agent, broker = x2gobroker.agent, x2gobroker.brokers.base_broker.X2GoBroker
+        config = x2gobroker.config.X2GoBrokerConfigFile
         for owner, name, made in (
             (agent, "ping", self._ping),
             (agent, "list_sessions", self._list_sessions),
@@ -84,10 +87,15 @@ class Activation:
             (agent, "add_authorized_key", self._add_authorized_key),
             (x2gobroker.loadchecker, "check_load", self._checked_load),
             (x2gobroker.utils, "portscan", self._portscan),
+            (broker, "list_profiles", self._list_profiles),
             (broker, "get_profile_for_user", self._get_profile_for_user),
             (broker, "get_remote_agent", self._get_remote_agent),
             (broker, "get_all_remote_agents", self._get_all_remote_agents),
             (broker, "select_session", self._select_session),
+            (config, "get_section", remembering_section),
+            (config, "get_defaults", remembering_defaults),
+            (config, "update_value", forgetting),
+            (config, "load", forgetting),
         ):
             original = getattr(owner, name)
             self._originals.append((owner, name, original))
@@ -302,6 +310,13 @@ class Activation:
         return portscan
 
     # --- x2gobroker.brokers.base_broker.X2GoBroker ---
+
+    def _list_profiles(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def list_profiles(broker: Any, *args: Any, **kwargs: Any) -> Any:
+            with self.fleet.sharing():
+                return original(broker, *args, **kwargs)
+
+        return list_profiles
 
     def _get_profile_for_user(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_profile_for_user(broker: Any, profile_id: str, username: str, *args: Any, **kwargs: Any) -> Any:
