@@ -50,7 +50,10 @@ from .reader import LOAD, Request, StubWorker, row
 ROLES = list(Role)
 # What anybody may send who is not logged in yet.
 FREE = {"auth", "hello", "quit", "reset"}
-BROKERS_METHODS = {"register_session", "forget_session", "update", "update_all", "delete", "check_cache"}
+BROKERS_METHODS = {
+    *("register_session", "forget_session", "update", "update_all", "delete", "check_cache"),
+    *("place", "reservations", "reserve", "release"),
+}
 LIFECYCLE = {"from_url", "close"}
 
 
@@ -299,24 +302,15 @@ def broker(server: Server, keys: Keys, url: str) -> None:
             recorder.update_all()
             recorder.delete("mate")
             recorder.check_cache()
+            fleet.listing("ts01", "sessions", row("carol"))
+            fleet.listing("ts02", "sessions", b"")
+            assert recorder.place("mate", "alice").server == "ts02"
+            recorder.reserve("ts01", "carol")
+            assert recorder.reservations("mate") == {"ts01": 0, "ts02": 1}
+            # Carol has her session: what was reserved for it is given back by the next choice.
+            assert recorder.place("mate", "dave").server in ("ts01", "ts02")
+            assert recorder.release("ts02", "alice") is True
             assert recorder.called == BROKERS_METHODS
-    reserve(url, keys)
-
-
-def reserve(url: str, keys: Keys) -> None:
-    """Send what placing a login sends about the reservations of servers."""
-    key = f"{keys.namespace}:reserved:{{servers}}:ts01"
-    script = """
-    redis.call('TIME')
-    redis.call('ZADD', KEYS[1], 1000, ARGV[1])
-    redis.call('PEXPIRE', KEYS[1], 60000 + math.max(0, redis.call('PTTL', KEYS[1])))
-    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', 500)
-    return {redis.call('ZCOUNT', KEYS[1], '(500', '+inf'), redis.call('ZSCORE', KEYS[1], ARGV[1])}
-    """
-    with client_from_url(url) as client:
-        assert client.execute_command("EVAL", script, 1, key, "alice") == [1, b"1000"]
-        assert raw(client, "ZRANGE", key, 0, -1, "WITHSCORES") == [b"alice", b"1000"]
-        assert raw(client, "ZREM", key, "alice") == 1
 
 
 def listing(at_ms: int, stdout: bytes, **more: Any) -> Listing:
