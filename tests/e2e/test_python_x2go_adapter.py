@@ -310,3 +310,30 @@ def test_redis_down_a_lost_connection_and_unknown_sessions(
         time.sleep(0.05)
     assert raised("client.listsessions_cache.update('mate')") == "X2GoControlSessionException"
     assert client.python.value("client.listsessions_cache.is_cached('mate')") is False
+
+
+def test_the_client_s_own_guardian_lives_on_it(
+    server: RealX2GoServer, poll: PollFactory, put_in_place: Callable[..., str], start_client: Any
+) -> None:
+    """A client that registers and follows sessions by itself, as graphical clients do, every second."""
+    first = server.insert_session("alice", 50)
+    polled = poll(server)
+    polled.next_snapshot()
+    watching = "client = X2GoClient(**{**CACHED, 'refresh_interval': 1}, auto_update_sessionregistry=True, %s)"
+    client = start_client(
+        put_in_place().replace("client = X2GoClient(**CACHED)", watching % "auto_register_sessions=True")
+    )
+    commands = server.count_commands()
+    statuses = (
+        "{s.get_session_name(): s._current_status['suspended'] for s in "
+        "client.client_registered_sessions(return_objects=True) if s.get_session_name() and s._current_status}"
+    )
+    polled.wait_until(lambda: client.python.value(statuses) == {first: False}, "its session to be registered")
+    second = server.insert_session("alice", 51)
+    polled.wait_until(lambda: client.python.value(statuses) == {first: False, second: False}, "the new one too")
+    commands.reset()
+    server.change_status("alice", second, "S")
+    polled.wait_until(lambda: client.python.value(statuses).get(second) is True, "that one is suspended")
+    print(f"commands on the server meanwhile: {dict(commands.by_name)}")
+    assert "x2golistsessions" not in commands.names
+    assert client.python.value("client.is_session_connected(uuid)") is True

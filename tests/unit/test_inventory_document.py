@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from x2gofleet_workers import inventory
+from x2gofleet_workers.importing import READERS
 from x2gofleet_workers.inventory import parse_inventory
 
 from x2gofleet.kinds import Kind
@@ -40,6 +41,7 @@ def test_every_setting_is_in_its_table() -> None:
     assert documented("[defaults]") == login
     assert documented("[servers.ID]") == set(inventory._SERVER_KEYS) - login
     assert documented("[profiles.NAME]") == set(inventory._PROFILE_KEYS)
+    assert documented("[import]") == set(READERS)
     assert documented("[intervals]") == {kind.value for kind in Kind}
 
 

@@ -395,9 +395,8 @@ def install(
 ) -> type[X2GoListSessionsCache]:
     """Have every X2GoClient made from now on answer from ``cache``, a FleetCache or the URL of a Redis.
 
-    ``x2go`` is imported first where it was not: it patches sockets, locks and threads (gevent), which must be so before
-    a connection of this cache is made. Give the URL, or make the FleetCache after ``import x2go``. Returns the class
-    that was put in place; ``uninstall`` takes it out again.
+    ``x2go`` patches sockets, locks and threads (gevent) as it is imported: import it before x2gofleet, and give the URL
+    or a FleetCache made after that. Returns the class that was put in place; ``uninstall`` takes it out again.
     """
     client = _x2go_client()
     answering = FleetCache.from_url(cache, namespace=namespace) if isinstance(cache, str) else cache
