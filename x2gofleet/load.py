@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 _LARGEST = 2.0**53
@@ -24,12 +25,14 @@ class LoadReport:
     def load_factor(self) -> int:
         """How much a server has to offer by x2gobroker's measure: the higher, the freer; never less than 1.
 
-        A factor of 0 would make x2gobroker divide by zero. Formula: x2gobroker 0.0.4.3, agent.check_load and
+        The figure that x2gobroker gets of its own agent, which cuts load and MB to whole numbers and rounds MHz up,
+        before the broker calculates with them: an idle server's is up to twice what the formula alone would give.
+        A factor of 0 would make x2gobroker divide by zero. Source: x2gobroker 0.0.4.3, agent.check_load and
         x2gobroker-agent.pl.
         """
-        load_percent = (self.avg1 + self.avg5 + self.avg15) * 100 / 3 + 1
-        offered = (self.mem_available_kb / 1000) / 1000 * self.cpus * self.cpu_mhz * 100
-        return max(1, int(offered / load_percent))
+        load_percent = int((self.avg1 + self.avg5 + self.avg15) * 100 / 3 + 1)
+        megabytes = int(self.mem_available_kb / 1000)
+        return max(1, int(megabytes / 1000 * self.cpus * math.ceil(self.cpu_mhz) * 100 / load_percent))
 
     @classmethod
     def from_stdout(cls, stdout: bytes) -> LoadReport:

@@ -99,7 +99,7 @@ class TestStatus:
         table = {row[0]: row for row in rows(out) if re.match(r"ts\d+$", row[0])}
         assert list(table) == ["ts01", "ts02", "ts03", "ts05", "ts06"]
         assert table["ts01"][1] == "up"
-        assert table["ts01"][3:] == [table["ts01"][3], "3", "1", "1", "889736", "w1", "mate, fast"]
+        assert table["ts01"][3:] == [table["ts01"][3], "3", "1", "1", "939166", "w1", "mate, fast"]
         assert 3.0 <= float(table["ts01"][3].removesuffix(" s")) < 30
         assert table["ts02"][1] == "up, drained"
         assert table["ts02"][4:8] == ["0", "0", "0", "-"]
@@ -119,7 +119,7 @@ class TestStatus:
         assert summary["sessions"] == {"running": 4, "suspended": 2, "starting": 1, "ending": 0, "total": 7}
         ts01, ts02, ts03, ts05, _ = document["servers"]
         assert ts01["sessions"] == {"running": 3, "suspended": 1, "starting": 1, "ending": 0, "total": 5}
-        assert ts01["load_factor"] == 889736
+        assert ts01["load_factor"] == 939166
         assert ts01["load"]["cpus"] == 2
         assert 3.0 <= ts01["ages"]["sessions"] < 30
         assert (ts01["worker"], ts01["labels"], ts01["drained"]) == ("w1", ["mate", "fast"], False)

@@ -349,8 +349,11 @@ def test_load_report_reads_the_five_lines_in_any_order() -> None:
 
 
 def test_load_factor_is_x2gobrokers() -> None:
-    # 23000 MB: int((23000/1000 * 2 * 2450 * 100) / ((0.05 + 0.10 + 0.20) * 100/3 + 1)), worked out by hand.
-    assert LoadReport.from_stdout(LOAD).load_factor == 889_736
+    # The agent prints loadavgXX 12 (of 12.67), memAvail 23000, numCPU 2, typeCPU 2450: 23 * 2 * 2450 * 100 / 12.
+    assert LoadReport.from_stdout(LOAD).load_factor == 939_166
+    # loadavgXX 1 (of 1.67), memAvail 22999, typeCPU 2451.
+    idle = LOAD.replace(b"0.05 0.10 0.20", b"0.00 0.02 0.00").replace(b"23000000", b"22999999")
+    assert LoadReport.from_stdout(idle.replace(b"2450.0", b"2450.1")).load_factor == 11_274_109
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,10 @@ database="${home:-/var/lib/x2go}/x2go_sessions"
 sqlconfig=/etc/x2go/x2gosql/sql
 libexec=$(x2gopath libexec 2>/dev/null) || libexec=/usr/lib/x2go
 cpus=$(grep -c '^processor' /proc/cpuinfo)
-cpu_mhz=$(sed -n 's/^cpu MHz[^:]*: *//p' /proc/cpuinfo | sort -n | sed -n '$p')
+# The clock that a processor's name gives, as x2gobroker's agent takes it ("CPU E5-2670 @ 2.60GHz"), else the present one.
+cpu_mhz=$(sed -n 's/^model name.*CPU.*@ \([0-9][0-9]*\)\.*\([0-9]*\).*/\1.\2000/p' /proc/cpuinfo |
+  sed -n 's/^\([0-9]*\)\.\([0-9][0-9][0-9]\).*/\1\2/p' | sed -n '$p')
+[ -n "$cpu_mhz" ] || cpu_mhz=$(sed -n 's/^cpu MHz[^:]*: *//p' /proc/cpuinfo | sort -n | sed -n '$p')
 held_id=- held='' pending_id=- pending='' serial=0
 
 # Reads the session database without writing to it, and runs the listing between two readings: columns in hex, so
