@@ -337,7 +337,7 @@ class X2GoListSessionsCache:
 
     def _ask_live(self, profile_name: str, kind: Kind, control: Any) -> _Listing | None:
         """Ask the server over the client's connection; None where that takes too long, and its answer is kept then."""
-        profile = self._profiles[profile_name]
+        profile = self._profiles.setdefault(profile_name, _Profile())
         if kind in profile.asking:
             return None
         profile.asking.add(kind)
