@@ -2,7 +2,8 @@
 # Installs what the tests on real X2Go servers need, where it is missing (Debian, Ubuntu; as root).
 set -eu
 
-packages="x2goserver openssh-server openssh-client python3-x2go python3-x2gobroker x2gobroker-common sqlite3
+packages="x2goserver openssh-server openssh-client python3-x2go python3-x2gobroker x2gobroker-common x2gobroker
+x2gobroker-daemon x2gobroker-loadchecker x2gobroker-agent python3-nose sqlite3
 x11-utils x11-xserver-utils xauth xvfb
 sudo util-linux iproute2 perl faketime redis-server"
 

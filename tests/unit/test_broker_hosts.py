@@ -59,6 +59,7 @@ def test_a_selected_server_is_found_by_address_and_port() -> None:
         ((("front1", "ts01", 22), ("front2", "ts02", 22)), {}, {"front1": "ts01", "front2": "ts02"}),
         (("ts01.a.org", "ts02.a.org"), {"ts01": "ts01.a.org", "ts02": "ts02.b.org"}, None),
         (("10.0.0.1", "10.0.0.2"), {"ts01": "10.1.1.1"}, None),
+        (("10.0.0.1", "ts02"), {"ts01": "10.0.0.1"}, {"10.0.0.1": "ts01", "ts02": "ts02"}),
         (("ts01", "ts09"), {}, None),
         (("ts01", "ts01.example.org"), {}, None),
     ],
@@ -83,6 +84,13 @@ def test_a_profile_of_another_name_is_answered_by_the_smallest_that_has_its_host
     )
     assert map_profile(profile("other", "desktop.example.org"), inventory) == Unmapped(
         "the fleet has no profile 'other', nor one with all of desktop.example.org: add it to the inventory"
+    )
+
+
+def test_an_imported_server_that_has_only_an_address_is_found() -> None:
+    inventory = fleet({"mate": ["10.0.0.1", "2001-db8--1"]})
+    assert map_profile(profile("mate", "10.0.0.1", "2001:db8::1"), inventory) == Mapped(
+        "mate", {"10.0.0.1": "10.0.0.1", "2001:db8::1": "2001-db8--1"}
     )
 
 

@@ -102,14 +102,19 @@ def map_profile(profile: BrokerProfile, fleet: PublishedFleet) -> Mapped | Unmap
 
 
 def _server_of(host: BrokerHost, servers: Iterable[PublishedServer]) -> str | None:
-    known = [(server.id, {server.id.casefold(), server.hostname.casefold()}) for server in servers]
-    for name in dict.fromkeys((host.name.casefold(), host.address.casefold())):
+    known = [(server.id, {_known_as(server.id), _known_as(server.hostname)}) for server in servers]
+    for name in dict.fromkeys((_known_as(host.name), _known_as(host.address))):
         exact = [server for server, own in known if name in own]
         loose = [server for server, own in known if _may_be(name, own)]
         for found in (exact, loose):
             if len(found) == 1:
                 return found[0]
     return None
+
+
+def _known_as(name: str) -> str:
+    # The id of an imported server that only has an IPv6 address is that, with `-` for `:`.
+    return name.casefold().replace(":", "-")
 
 
 def _may_be(name: str, own: Iterable[str]) -> bool:

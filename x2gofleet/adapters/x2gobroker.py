@@ -358,7 +358,7 @@ class Activation:
         return select_session
 
     def _selected(self, step: _Step, selected: dict[str, Any]) -> dict[str, Any]:
-        """Reserve what the broker chose; a drained server's new session it does not get."""
+        """Reserve the host that the broker chose for a new session, and let it have none that is drained."""
         view, username = step.known, step.username
         if view is None or username is None or "session_info" in selected:
             return selected
