@@ -323,6 +323,15 @@ def test_collisions_of_names(files: Files) -> None:
     assert (error.line, error.reason) == (4, "a has the address 10.0.0.1 port 22 in another profile")
 
 
+def test_a_mistake_in_fleet_toml_is_not_hidden_by_an_import(files: Files) -> None:
+    error = files.fails(broker="[p]\nhost=ts01\n", toml='[servers]\nts01 = "x"\n')
+    assert "would get the id ts01, which another server has" in error.reason
+    error = files.fails(broker="[p]\nhost=ts01\n", toml="[servers.ts01]\nwheight = 2.0\n")
+    assert (error.path, error.key) == (str(files.directory / "fleet.toml"), "servers.ts01.wheight")
+    error = files.fails(broker="[p]\nhost=ts01\n", toml="[servers.ts02]\nweight = 2.0\n")
+    assert (error.key, error.reason) == ("servers.ts02", "host is missing")
+
+
 def test_a_login_that_is_missing_is_said_of_the_imported_file(files: Files) -> None:
     error = files.fails(broker="[p]\nname=x\nhost=a\n", toml='[defaults]\nuser = "root"\n')
     assert (error.path, error.line, error.key) == (str(files.directory / "x2gobroker"), 3, "p.host")

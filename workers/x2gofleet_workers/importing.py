@@ -178,7 +178,7 @@ class _Servers:
             if (made.address.casefold(), made.port) == (host.address.casefold(), host.port):
                 return name
         name = self._new_id(host)
-        if name in self._made or name in self._own:
+        if name in self._merged.servers:
             twin = self._made.get(name)
             reason = f"{host.name} ({host.address} port {host.port}) would get the id {name}, which "
             reason += f"{twin.name} ({twin.address} port {twin.port}) has" if twin else "another server has"
