@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.system_python import REPOSITORY, SYSTEM_PYTHON, redis_for_system_python
 
@@ -170,6 +172,13 @@ class BrokerHost:
         variables = [f"{name}={value}" for name, value in {"PYTHONPATH": LIBRARY, **settings}.items()]
         launcher = [str(SYSTEM_PYTHON), "-m", "x2gofleet.adapters.x2gobroker", "--"]
         return ["env", f"HOME={HOME}", *variables, *launcher, *program]
+
+    def python(self, program: str, settings: Mapping[str, str] | None) -> Any:
+        """Run a Python program as the broker's user, with the adapter where there are settings; returns its JSON."""
+        path = f"{HOME}/program.py"
+        self.namespace.path(path).write_text(program)
+        command = self.command([str(SYSTEM_PYTHON), path] if settings is None else [path], settings)
+        return json.loads(self.namespace.run(command, user=USER).stdout.splitlines()[-1])
 
     @property
     def log(self) -> Path:

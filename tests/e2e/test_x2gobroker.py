@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from tests.integration.reader import OwnValkey
 from tests.system_python import SYSTEM_PYTHON, require
 from x2gofleet.keys import Keys
 
-from .broker import DAEMON, LIBRARY, BrokerHost, Selected
+from .broker import DAEMON, LIBRARY, USER, BrokerHost, Selected
 from .conftest import LoginKey, ServerFactory
 from .namespace import wait_until
 from .polled import PROFILE, PolledFleet, write_inventory
@@ -24,6 +25,13 @@ from .realserver import RealX2GoServer
 NAMES = ("ts01", "ts02", "ts03")
 LIVE_SECONDS = "2"
 NAMESPACE = "broker-test"
+
+CHECK_LOAD = """
+import json, x2gobroker.agent, x2gobroker.brokers.inifile_broker
+broker = x2gobroker.brokers.inifile_broker.X2GoBroker()
+agents = broker.get_all_remote_agents("mate")
+print(json.dumps({agent["hostname"]: x2gobroker.agent.check_load(agent) for agent in agents}))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,13 @@ class Site:
 
     def connections(self) -> dict[str, int]:
         return {name: server.connections() for name, server in self.servers.items()}
+
+    def agent_logins(self) -> dict[str, int]:
+        """How often an agent was asked, whoever else connects meanwhile."""
+        return {
+            name: sum(attempt.user == USER for attempt in server.authentication_attempts())
+            for name, server in self.servers.items()
+        }
 
     def poll(self) -> None:
         """Return once every server was polled anew."""
@@ -160,6 +175,17 @@ def place_of(site: Site, selected: Selected) -> str:
     return next(name for name, server in site.servers.items() if selected.server == f"{server.host}:{server.port}")
 
 
+@contextmanager
+def no_redis(site: Site) -> Iterator[None]:
+    """Have no Redis for a while."""
+    site.valkey.kill()
+    try:
+        yield
+    finally:
+        site.valkey.start()
+        site.polled.wait_until(lambda: site.polled.cache.is_cached(PROFILE), "all to be cached anew", seconds=30)
+
+
 def settle(site: Site) -> None:
     """End all sessions, forget all reservations."""
     for server in site.servers.values():
@@ -232,24 +258,21 @@ def test_a_hung_server_and_a_redis_that_is_down_do_not_stop_logins(site: Site) -
             assert Counter(place_of(site, each) for each in new)["ts01"] in (2, 3)
             assert {place_of(site, each) for each in new} == {"ts01", "ts02"}
             assert max(each.seconds for each in new) < 2
-
-            site.valkey.kill()
-            live, seconds = daemon.profiles("alice")
-            # A hung agent takes its time limit once, however many profiles it is asked for; the others answer.
-            assert live["only-ts02"] == usual["only-ts02"]
-            assert seconds < 15
-            again, seconds = daemon.profiles("alice")
-            assert again["only-ts02"] == usual["only-ts02"]
-            assert seconds < 12
+            with no_redis(site):
+                live, seconds = daemon.profiles("alice")
+                # A hung agent takes its time limit once, however many profiles it is asked for; the others answer.
+                assert live["only-ts02"] == usual["only-ts02"]
+                assert seconds < 15
+                again, seconds = daemon.profiles("alice")
+                assert again["only-ts02"] == usual["only-ts02"]
+                assert seconds < 12
         finally:
             site.servers["ts03"].thaw_sshd()
-    before = site.connections()
-    with site.broker.daemon({**site.settings, "X2GOFLEET_BROKER_FALLBACK": "none"}) as daemon:
+    before = site.agent_logins()
+    with no_redis(site), site.broker.daemon({**site.settings, "X2GOFLEET_BROKER_FALLBACK": "none"}) as daemon:
         listed, _ = daemon.profiles("alice")
         assert [profile.get("status") for profile in listed.values()] == [None] * 4
-        assert site.connections() == before
-    site.valkey.start()
-    site.polled.wait_until(lambda: site.polled.cache.is_cached(PROFILE), "all to be cached anew", seconds=30)
+        assert site.agent_logins() == before
 
 
 def test_the_programs_run_as_debians_units_run_them(site: Site) -> None:
@@ -302,3 +325,42 @@ def test_x2gobrokers_own_tests_give_the_same_with_the_adapter(site: Site) -> Non
     assert sum(outcome == "passed" for outcome in without.values()) >= 40
     agents = {name: outcome for name, outcome in without.items() if name.startswith("test_broker_agent.")}
     assert set(agents.values()) == {"passed"}
+
+
+@pytest.mark.parametrize("model", ["Intel(R) Xeon(R) CPU E5-2670 0 @ 2.60GHz", "AMD EPYC 7763"])
+def test_load_factors_are_those_of_the_live_agents(site: Site, model: str) -> None:
+    settle(site)
+    site.broker.configure(site.profiles())
+    processor = f"processor\t: 0\nmodel name\t: {model}\ncpu MHz\t\t: 2449.198\n\n"
+    available = {"ts01": 23_456_789, "ts02": 1_999, "ts03": 512}
+    for name, server in site.servers.items():
+        memory = server.path("/proc/meminfo").read_text()
+        memory = re.sub(r"(MemAvailable:\s+)\d+", rf"\g<1>{available[name]}", memory)
+        for file, text in {"loadavg": "0.31 0.20 1.07 1/99 1\n", "meminfo": memory, "cpuinfo": processor * 3}.items():
+            server.path(f"/tmp/{file}").write_text(text)
+            server.run(["mount", "--bind", f"/tmp/{file}", f"/proc/{file}"])
+        # The probe reads what does not change when it starts.
+        server.drop_connections()
+    try:
+        site.polled.wait_until(
+            lambda: (
+                (loads := site.polled.cache.load(PROFILE)) is not None
+                and all(load.cpus == 3 and load.avg15 == 1.07 for load in loads.values())
+                and len(loads) == 3
+            ),
+            "the new figures",
+            seconds=30,
+        )
+        before = site.connections()
+        cached = site.broker.python(CHECK_LOAD, site.settings)
+        assert site.connections() == before
+        live = site.broker.python(CHECK_LOAD, None)
+    finally:
+        for server in site.servers.values():
+            server.run(["umount", "/proc/loadavg", "/proc/meminfo", "/proc/cpuinfo"])
+            server.drop_connections()
+    assert set(live) == set(available)
+    # The agent of ts03 prints no MB at all, and guesses.
+    del live["ts03"]
+    assert cached.pop("ts03") == 1
+    assert cached == live
