@@ -20,7 +20,7 @@ T = TypeVar("T")
 Asked = TypeVar("Asked")
 Address = tuple[str, int]
 
-ASK_SECONDS = 0.3
+ASK_SECONDS = 0.4
 WAIT_SECONDS = 0.5
 _GRACE_SECONDS = 0.05
 _GAP_SECONDS = 0.2
