@@ -93,13 +93,13 @@ def _async_node_link(parsed: RedisUrl, node: Node) -> AsyncLink:
 _LINKS: dict[str, Callable[[RedisUrl, Node], Link]] = {
     "node": _node_link,
     "unix": _node_link,
-    "sentinel": lambda parsed, node: SentinelLink(parsed.hosts, parsed.master, node),
+    "sentinel": lambda parsed, node: SentinelLink(parsed.hosts, parsed.master, node, parsed.sentinel_credentials),
     "cluster": lambda parsed, node: ClusterLink(parsed.hosts, node),
 }
 _ASYNC_LINKS: dict[str, Callable[[RedisUrl, Node], AsyncLink]] = {
     "node": _async_node_link,
     "unix": _async_node_link,
-    "sentinel": lambda parsed, node: AsyncSentinelLink(parsed.hosts, parsed.master, node),
+    "sentinel": lambda parsed, node: AsyncSentinelLink(parsed.hosts, parsed.master, node, parsed.sentinel_credentials),
     "cluster": lambda parsed, node: AsyncClusterLink(parsed.hosts, node),
 }
 
