@@ -8,7 +8,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from x2gofleet.cache import FleetCache, Guard
+from x2gofleet.cache import FleetCache, Guard, link_options
 from x2gofleet.connection import AsyncLink, async_link_from_url
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Events
@@ -29,26 +29,40 @@ class AsyncFleetCache:
     """
 
     def __init__(
-        self, link: AsyncLink, *, namespace: str = DEFAULT_NAMESPACE, mirror: Mirror | NoMirror | None = None
+        self,
+        link: AsyncLink,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        mirror: Mirror | NoMirror | None = None,
+        lookup_seconds: float = LOOKUP_SECONDS,
     ) -> None:
         """Use ``link``; ``from_url`` makes one with bounded timeouts. A ``mirror`` is as FleetCache's."""
         self._link = link
         self._questions = Questions(Lookups(Keys(namespace)))
         self._mirror = mirror or NoMirror()
         self._guard = Guard(self._mirror.breaker)
+        self._lookup_seconds = lookup_seconds
 
     @classmethod
-    def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE, mirror: bool | Collection[str] = False) -> Self:
+    def from_url(
+        cls,
+        url: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        mirror: bool | Collection[str] = False,
+        lookup_seconds: float = LOOKUP_SECONDS,
+    ) -> Self:
         """Return a cache that reads from the Redis at ``url``, as FleetCache does; connects at the first call.
 
         Raises ValueError for another URL or namespace.
         """
         followed = mirror_from_url(url, Keys(namespace), mirror)
-        return cls(async_link_from_url(url), namespace=namespace, mirror=followed)
+        link = async_link_from_url(url, **link_options(lookup_seconds))
+        return cls(link, namespace=namespace, mirror=followed, lookup_seconds=lookup_seconds)
 
-    async def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
-        """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""
-        deadline = None if seconds is None else monotonic() + seconds
+    async def _run(self, query: Query[T], *, lookup: bool = True) -> T:
+        """Ask Redis what a query yields, until it has its result: a lookup within its time in all."""
+        deadline = monotonic() + self._lookup_seconds if lookup else None
         try:
             commands = next(query)
             while True:
@@ -193,7 +207,7 @@ class AsyncFleetCache:
                 self._questions.update(
                     profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
                 ),
-                seconds=None,
+                lookup=False,
             )
         finally:
             self._mirror.forget(profile_name)
@@ -209,20 +223,20 @@ class AsyncFleetCache:
         try:
             return await self._run(
                 self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
-                seconds=None,
+                lookup=False,
             )
         finally:
             self._mirror.forget()
 
     async def delete(self, profile_name: str, *, timeout: float = 10.0) -> None:
         try:
-            await self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
+            await self._run(self._questions.delete(profile_name, timeout=timeout), lookup=False)
         finally:
             self._mirror.forget(profile_name)
 
     async def check_cache(self, *, timeout: float = 10.0) -> None:
         try:
-            await self._run(self._questions.check_cache(timeout=timeout), seconds=None)
+            await self._run(self._questions.check_cache(timeout=timeout), lookup=False)
         finally:
             self._mirror.forget()
 

@@ -9,7 +9,16 @@ from typing import Any, Self
 
 import redis
 
-from x2gofleet.connection import Breaker, Link, link_from_url, link_of, opens_breaker, unavailable
+from x2gofleet.connection import (
+    COMMAND_TIMEOUT_SECONDS,
+    CONNECT_TIMEOUT_SECONDS,
+    Breaker,
+    Link,
+    link_from_url,
+    link_of,
+    opens_breaker,
+    unavailable,
+)
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Events
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
@@ -20,6 +29,17 @@ from x2gofleet.mirror import Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
 from x2gofleet.questions import LOOKUP_SECONDS, Questions
 from x2gofleet.snapshot import Snapshot
+
+
+def link_options(lookup_seconds: float) -> dict[str, Any]:
+    """Return the timeouts of a link for lookups that may take so long in all."""
+    if not 0 < lookup_seconds <= 60:
+        raise ValueError(f"a lookup may take up to 60 s, and more than none: not {lookup_seconds:g} s")
+    part = lookup_seconds / LOOKUP_SECONDS
+    return {
+        "connect_timeout_seconds": part * CONNECT_TIMEOUT_SECONDS,
+        "command_timeout_seconds": part * COMMAND_TIMEOUT_SECONDS,
+    }
 
 
 class Guard:
@@ -65,6 +85,7 @@ class FleetCache:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         mirror: Mirror | NoMirror | None = None,
+        lookup_seconds: float = LOOKUP_SECONDS,
     ) -> None:
         """Use a redis-py client, whose own timeouts hold, or a link; ``from_url`` makes one with bounded timeouts.
 
@@ -74,23 +95,34 @@ class FleetCache:
         self._questions = Questions(Lookups(Keys(namespace)))
         self._mirror = mirror or NoMirror()
         self._guard = Guard(self._mirror.breaker)
+        self._lookup_seconds = lookup_seconds
 
     @classmethod
-    def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE, mirror: bool | Collection[str] = False) -> Self:
+    def from_url(
+        cls,
+        url: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        mirror: bool | Collection[str] = False,
+        lookup_seconds: float = LOOKUP_SECONDS,
+    ) -> Self:
         """Return a cache that reads from the Redis, Sentinel group or Cluster at ``url``; connects at the first call.
 
         ``redis://host:port/db``, ``rediss://``, ``unix:///path``, ``redis+sentinel://`` and ``redis+cluster://``: see
         docs/redis.md.
 
         With ``mirror=True`` the fleet is held in this process, with a collection of profile names what these need:
-        then lookups are answered without Redis (docs/mirror.md). Raises ValueError for another URL or namespace.
+        then lookups are answered without Redis (docs/mirror.md). A lookup that Redis does not answer has
+        ``lookup_seconds`` in all, then CacheUnavailable is raised; connecting may take a quarter of it, an exchange
+        half. Raises ValueError for another URL, namespace or time.
         """
         followed = mirror_from_url(url, Keys(namespace), mirror)
-        return cls(link_from_url(url), namespace=namespace, mirror=followed)
+        link = link_from_url(url, **link_options(lookup_seconds))
+        return cls(link, namespace=namespace, mirror=followed, lookup_seconds=lookup_seconds)
 
-    def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
-        """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""
-        deadline = None if seconds is None else monotonic() + seconds
+    def _run(self, query: Query[T], *, lookup: bool = True) -> T:
+        """Ask Redis what a query yields, until it has its result: a lookup within its time in all."""
+        deadline = monotonic() + self._lookup_seconds if lookup else None
         try:
             commands = next(query)
             while True:
@@ -275,7 +307,7 @@ class FleetCache:
                 self._questions.update(
                     profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
                 ),
-                seconds=None,
+                lookup=False,
             )
         finally:
             self._mirror.forget(profile_name)
@@ -295,7 +327,7 @@ class FleetCache:
         try:
             return self._run(
                 self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
-                seconds=None,
+                lookup=False,
             )
         finally:
             self._mirror.forget()
@@ -306,7 +338,7 @@ class FleetCache:
         Raises UnknownProfile, RefreshFailed where a worker did not answer, CacheUnavailable.
         """
         try:
-            self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
+            self._run(self._questions.delete(profile_name, timeout=timeout), lookup=False)
         finally:
             self._mirror.forget(profile_name)
 
@@ -314,7 +346,7 @@ class FleetCache:
         """Drop what belongs to targets that are in the inventory no more. Without a live worker nothing is done:
         then everything expires by itself."""
         try:
-            self._run(self._questions.check_cache(timeout=timeout), seconds=None)
+            self._run(self._questions.check_cache(timeout=timeout), lookup=False)
         finally:
             self._mirror.forget()
 
