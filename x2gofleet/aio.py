@@ -18,7 +18,7 @@ from x2gofleet.load import LoadReport
 from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
 from x2gofleet.mirror import Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
-from x2gofleet.questions import LOOKUP_SECONDS, Questions
+from x2gofleet.questions import LOOKUP_SECONDS, Questions, question
 from x2gofleet.snapshot import Snapshot
 
 
@@ -101,7 +101,7 @@ class AsyncFleetCache:
         known = self._mirror.now.cached.get(arguments)
         if known is not None and monotonic() < known[0]:
             return True
-        return await self._answer("cached", arguments, lambda asked: asked.is_cached(*arguments[:3], username=username))
+        return await self._answer("cached", arguments, question(Questions.is_cached, *arguments[:3], username=username))
 
     async def list_sessions(
         self,
@@ -118,7 +118,7 @@ class AsyncFleetCache:
         return await self._answer(
             "sessions",
             arguments,
-            lambda asked: asked.list_sessions(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_sessions, session_uuid, profile_name=profile_name, username=username),
         )
 
     async def find_sessions(self, *, username: str) -> SessionList | None:
@@ -126,7 +126,7 @@ class AsyncFleetCache:
         if known is not None and monotonic() < known[0]:
             found: SessionList = known[1]
             return found
-        return await self._answer("found", username, lambda asked: asked.find_sessions(username=username))
+        return await self._answer("found", username, question(Questions.find_sessions, username=username))
 
     async def list_desktops(
         self,
@@ -142,7 +142,7 @@ class AsyncFleetCache:
         return await self._answer(
             "desktops",
             arguments,
-            lambda asked: asked.list_desktops(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_desktops, session_uuid, profile_name=profile_name, username=username),
         )
 
     async def list_mounts(
@@ -159,14 +159,14 @@ class AsyncFleetCache:
         return await self._answer(
             "mounts",
             arguments,
-            lambda asked: asked.list_mounts(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_mounts, session_uuid, profile_name=profile_name, username=username),
         )
 
     async def load(self, profile_name: str) -> dict[str, LoadReport] | None:
         known = self._mirror.now.loads.get(profile_name)
         if known is not None and monotonic() < known[0]:
             return dict(known[1])
-        return await self._answer("loads", profile_name, lambda asked: asked.load(profile_name))
+        return await self._answer("loads", profile_name, question(Questions.load, profile_name))
 
     async def snapshots(
         self,

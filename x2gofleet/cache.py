@@ -27,7 +27,7 @@ from x2gofleet.load import LoadReport
 from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
 from x2gofleet.mirror import Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
-from x2gofleet.questions import LOOKUP_SECONDS, Questions
+from x2gofleet.questions import LOOKUP_SECONDS, Questions, question
 from x2gofleet.snapshot import Snapshot
 
 
@@ -166,7 +166,7 @@ class FleetCache:
         known = self._mirror.now.cached.get(arguments)
         if known is not None and monotonic() < known[0]:
             return True
-        return self._answer("cached", arguments, lambda asked: asked.is_cached(*arguments[:3], username=username))
+        return self._answer("cached", arguments, question(Questions.is_cached, *arguments[:3], username=username))
 
     def list_sessions(
         self,
@@ -189,7 +189,7 @@ class FleetCache:
         return self._answer(
             "sessions",
             arguments,
-            lambda asked: asked.list_sessions(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_sessions, session_uuid, profile_name=profile_name, username=username),
         )
 
     def find_sessions(self, *, username: str) -> SessionList | None:
@@ -198,7 +198,7 @@ class FleetCache:
         if known is not None and monotonic() < known[0]:
             found: SessionList = known[1]
             return found
-        return self._answer("found", username, lambda asked: asked.find_sessions(username=username))
+        return self._answer("found", username, question(Questions.find_sessions, username=username))
 
     def list_desktops(
         self,
@@ -219,7 +219,7 @@ class FleetCache:
         return self._answer(
             "desktops",
             arguments,
-            lambda asked: asked.list_desktops(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_desktops, session_uuid, profile_name=profile_name, username=username),
         )
 
     def list_mounts(
@@ -237,7 +237,7 @@ class FleetCache:
         return self._answer(
             "mounts",
             arguments,
-            lambda asked: asked.list_mounts(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_mounts, session_uuid, profile_name=profile_name, username=username),
         )
 
     def load(self, profile_name: str) -> dict[str, LoadReport] | None:
@@ -245,7 +245,7 @@ class FleetCache:
         known = self._mirror.now.loads.get(profile_name)
         if known is not None and monotonic() < known[0]:
             return dict(known[1])
-        return self._answer("loads", profile_name, lambda asked: asked.load(profile_name))
+        return self._answer("loads", profile_name, question(Questions.load, profile_name))
 
     def snapshots(
         self,
