@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from x2gofleet.connection import async_link_from_url, link_from_url
-from x2gofleet.urls import Credentials, RedisUrl, TlsFiles, redact_url, url_from_environment
+from x2gofleet.connection.urls import Credentials, RedisUrl, TlsFiles, redact_url, url_from_environment
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,12 @@ from typing import Any, Generic, TypeVar
 import redis
 from redis.sentinel import MasterNotFoundError
 
-from x2gofleet.aiolink import AsyncNodeLink
-from x2gofleet.discovery import ASK_SECONDS, WAIT_SECONDS, Address, Discovery, ask_all, text_of
-from x2gofleet.failures import is_unsent
-from x2gofleet.link import NodeLink
-from x2gofleet.node import Command, Node
-from x2gofleet.urls import Credentials
+from x2gofleet.connection.aiolink import AsyncNodeLink
+from x2gofleet.connection.discovery import ASK_SECONDS, WAIT_SECONDS, Address, Discovery, ask_all, text_of
+from x2gofleet.connection.failures import is_unsent
+from x2gofleet.connection.link import NodeLink
+from x2gofleet.connection.node import Command, Node
+from x2gofleet.connection.urls import Credentials
 
 REFRESH_SECONDS = 0.5
 NOBODY = Credentials()

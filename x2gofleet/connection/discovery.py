@@ -14,7 +14,7 @@ from concurrent.futures import TimeoutError as NotDoneInTime
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from x2gofleet.forks import begins_anew
+from x2gofleet.connection.forks import begins_anew
 
 T = TypeVar("T")
 Asked = TypeVar("Asked")

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import redis
 
-from x2gofleet.aiolink import AsyncNodeLink
-from x2gofleet.cluster import AsyncClusterLink, ClusterLink
-from x2gofleet.failures import Breaker, opens_breaker, unavailable
-from x2gofleet.link import ClientLink, NodeLink
-from x2gofleet.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, REDIS_OPTIONS, Command, Node
-from x2gofleet.sentinel import AsyncSentinelLink, SentinelLink
-from x2gofleet.tls import Tls
-from x2gofleet.urls import DEFAULT_URL, RedisUrl, redact_url, url_from_environment
+from x2gofleet.connection.aiolink import AsyncNodeLink
+from x2gofleet.connection.cluster import AsyncClusterLink, ClusterLink
+from x2gofleet.connection.failures import Breaker, opens_breaker, unavailable
+from x2gofleet.connection.link import ClientLink, NodeLink
+from x2gofleet.connection.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, REDIS_OPTIONS, Command, Node
+from x2gofleet.connection.sentinel import AsyncSentinelLink, SentinelLink
+from x2gofleet.connection.tls import Tls
+from x2gofleet.connection.urls import DEFAULT_URL, RedisUrl, redact_url, url_from_environment
 
 __all__ = [
     "COMMAND_TIMEOUT_SECONDS",
