@@ -245,11 +245,12 @@ class Cluster:
     """Primaries, each with one replica."""
 
     nodes: list[ServerProcess]
+    primaries: int
 
     @property
     def url(self) -> str:
-        """The URL that readers and workers are given: it names half of the nodes."""
-        seeds = self.nodes[: len(self.nodes) // 2]
+        """The URL that readers and workers are given: it names the nodes that were primaries at first."""
+        seeds = self.nodes[: self.primaries]
         return f"redis+cluster://{','.join(f'{HOST}:{node.port}' for node in seeds)}"
 
     def node(self, port: int) -> ServerProcess:
@@ -338,7 +339,7 @@ def cluster(
             nodes[0].client.execute_command("CLUSTER", "MEET", HOST, node.port)
         for number, node in enumerate(nodes[primaries:]):
             _replicate(node, nodes[number % primaries])
-        made = Cluster(nodes)
+        made = Cluster(nodes, primaries)
         made.wait_until_whole()
         yield made
 

@@ -8,7 +8,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from x2gofleet.cache import FleetCache, Guard
+from x2gofleet.cache import FleetCache, Guard, link_options
 from x2gofleet.connection import AsyncLink, async_link_from_url
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Events
@@ -19,7 +19,7 @@ from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
 from x2gofleet.mirror import Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
 from x2gofleet.placement import RESERVATION_SECONDS, Placement
-from x2gofleet.questions import LOOKUP_SECONDS, Questions
+from x2gofleet.questions import LOOKUP_SECONDS, Questions, question
 from x2gofleet.snapshot import Snapshot
 
 
@@ -30,26 +30,40 @@ class AsyncFleetCache:
     """
 
     def __init__(
-        self, link: AsyncLink, *, namespace: str = DEFAULT_NAMESPACE, mirror: Mirror | NoMirror | None = None
+        self,
+        link: AsyncLink,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        mirror: Mirror | NoMirror | None = None,
+        lookup_seconds: float = LOOKUP_SECONDS,
     ) -> None:
         """Use ``link``; ``from_url`` makes one with bounded timeouts. A ``mirror`` is as FleetCache's."""
         self._link = link
         self._questions = Questions(Lookups(Keys(namespace)))
         self._mirror = mirror or NoMirror()
         self._guard = Guard(self._mirror.breaker)
+        self._lookup_seconds = lookup_seconds
 
     @classmethod
-    def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE, mirror: bool | Collection[str] = False) -> Self:
+    def from_url(
+        cls,
+        url: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        mirror: bool | Collection[str] = False,
+        lookup_seconds: float = LOOKUP_SECONDS,
+    ) -> Self:
         """Return a cache that reads from the Redis at ``url``, as FleetCache does; connects at the first call.
 
         Raises ValueError for another URL or namespace.
         """
         followed = mirror_from_url(url, Keys(namespace), mirror)
-        return cls(async_link_from_url(url), namespace=namespace, mirror=followed)
+        link = async_link_from_url(url, **link_options(lookup_seconds))
+        return cls(link, namespace=namespace, mirror=followed, lookup_seconds=lookup_seconds)
 
-    async def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
-        """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""
-        deadline = None if seconds is None else monotonic() + seconds
+    async def _run(self, query: Query[T], *, lookup: bool = True) -> T:
+        """Ask Redis what a query yields, until it has its result: a lookup within its time in all."""
+        deadline = monotonic() + self._lookup_seconds if lookup else None
         try:
             commands = next(query)
             while True:
@@ -88,7 +102,7 @@ class AsyncFleetCache:
         known = self._mirror.now.cached.get(arguments)
         if known is not None and monotonic() < known[0]:
             return True
-        return await self._answer("cached", arguments, lambda asked: asked.is_cached(*arguments[:3], username=username))
+        return await self._answer("cached", arguments, question(Questions.is_cached, *arguments[:3], username=username))
 
     async def list_sessions(
         self,
@@ -105,7 +119,7 @@ class AsyncFleetCache:
         return await self._answer(
             "sessions",
             arguments,
-            lambda asked: asked.list_sessions(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_sessions, session_uuid, profile_name=profile_name, username=username),
         )
 
     async def find_sessions(self, *, username: str) -> SessionList | None:
@@ -113,7 +127,7 @@ class AsyncFleetCache:
         if known is not None and monotonic() < known[0]:
             found: SessionList = known[1]
             return found
-        return await self._answer("found", username, lambda asked: asked.find_sessions(username=username))
+        return await self._answer("found", username, question(Questions.find_sessions, username=username))
 
     async def list_desktops(
         self,
@@ -129,7 +143,7 @@ class AsyncFleetCache:
         return await self._answer(
             "desktops",
             arguments,
-            lambda asked: asked.list_desktops(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_desktops, session_uuid, profile_name=profile_name, username=username),
         )
 
     async def list_mounts(
@@ -146,14 +160,14 @@ class AsyncFleetCache:
         return await self._answer(
             "mounts",
             arguments,
-            lambda asked: asked.list_mounts(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_mounts, session_uuid, profile_name=profile_name, username=username),
         )
 
     async def load(self, profile_name: str) -> dict[str, LoadReport] | None:
         known = self._mirror.now.loads.get(profile_name)
         if known is not None and monotonic() < known[0]:
             return dict(known[1])
-        return await self._answer("loads", profile_name, lambda asked: asked.load(profile_name))
+        return await self._answer("loads", profile_name, question(Questions.load, profile_name))
 
     async def snapshots(
         self,
@@ -194,7 +208,7 @@ class AsyncFleetCache:
                 self._questions.update(
                     profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
                 ),
-                seconds=None,
+                lookup=False,
             )
         finally:
             self._mirror.forget(profile_name)
@@ -210,20 +224,20 @@ class AsyncFleetCache:
         try:
             return await self._run(
                 self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
-                seconds=None,
+                lookup=False,
             )
         finally:
             self._mirror.forget()
 
     async def delete(self, profile_name: str, *, timeout: float = 10.0) -> None:
         try:
-            await self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
+            await self._run(self._questions.delete(profile_name, timeout=timeout), lookup=False)
         finally:
             self._mirror.forget(profile_name)
 
     async def check_cache(self, *, timeout: float = 10.0) -> None:
         try:
-            await self._run(self._questions.check_cache(timeout=timeout), seconds=None)
+            await self._run(self._questions.check_cache(timeout=timeout), lookup=False)
         finally:
             self._mirror.forget()
 

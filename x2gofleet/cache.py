@@ -9,7 +9,16 @@ from typing import Any, Self
 
 import redis
 
-from x2gofleet.connection import Breaker, Link, link_from_url, link_of, opens_breaker, unavailable
+from x2gofleet.connection import (
+    COMMAND_TIMEOUT_SECONDS,
+    CONNECT_TIMEOUT_SECONDS,
+    Breaker,
+    Link,
+    link_from_url,
+    link_of,
+    opens_breaker,
+    unavailable,
+)
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Events
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
@@ -19,8 +28,19 @@ from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
 from x2gofleet.mirror import Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
 from x2gofleet.placement import RESERVATION_SECONDS, Placement
-from x2gofleet.questions import LOOKUP_SECONDS, Questions
+from x2gofleet.questions import LOOKUP_SECONDS, Questions, question
 from x2gofleet.snapshot import Snapshot
+
+
+def link_options(lookup_seconds: float) -> dict[str, Any]:
+    """Return the timeouts of a link for lookups that may take so long in all."""
+    if not 0 < lookup_seconds <= 60:
+        raise ValueError(f"a lookup may take up to 60 s, and more than none: not {lookup_seconds:g} s")
+    part = lookup_seconds / LOOKUP_SECONDS
+    return {
+        "connect_timeout_seconds": part * CONNECT_TIMEOUT_SECONDS,
+        "command_timeout_seconds": part * COMMAND_TIMEOUT_SECONDS,
+    }
 
 
 class Guard:
@@ -66,6 +86,7 @@ class FleetCache:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         mirror: Mirror | NoMirror | None = None,
+        lookup_seconds: float = LOOKUP_SECONDS,
     ) -> None:
         """Use a redis-py client, whose own timeouts hold, or a link; ``from_url`` makes one with bounded timeouts.
 
@@ -75,23 +96,34 @@ class FleetCache:
         self._questions = Questions(Lookups(Keys(namespace)))
         self._mirror = mirror or NoMirror()
         self._guard = Guard(self._mirror.breaker)
+        self._lookup_seconds = lookup_seconds
 
     @classmethod
-    def from_url(cls, url: str, *, namespace: str = DEFAULT_NAMESPACE, mirror: bool | Collection[str] = False) -> Self:
+    def from_url(
+        cls,
+        url: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        mirror: bool | Collection[str] = False,
+        lookup_seconds: float = LOOKUP_SECONDS,
+    ) -> Self:
         """Return a cache that reads from the Redis, Sentinel group or Cluster at ``url``; connects at the first call.
 
         ``redis://host:port/db``, ``rediss://``, ``unix:///path``, ``redis+sentinel://`` and ``redis+cluster://``: see
         docs/redis.md.
 
         With ``mirror=True`` the fleet is held in this process, with a collection of profile names what these need:
-        then lookups are answered without Redis (docs/mirror.md). Raises ValueError for another URL or namespace.
+        then lookups are answered without Redis (docs/mirror.md). A lookup that Redis does not answer has
+        ``lookup_seconds`` in all, then CacheUnavailable is raised; connecting may take a quarter of it, an exchange
+        half. Raises ValueError for another URL, namespace or time.
         """
         followed = mirror_from_url(url, Keys(namespace), mirror)
-        return cls(link_from_url(url), namespace=namespace, mirror=followed)
+        link = link_from_url(url, **link_options(lookup_seconds))
+        return cls(link, namespace=namespace, mirror=followed, lookup_seconds=lookup_seconds)
 
-    def _run(self, query: Query[T], *, seconds: float | None = LOOKUP_SECONDS) -> T:
-        """Ask Redis what a query yields, until it has its result: within ``seconds`` in all, if given."""
-        deadline = None if seconds is None else monotonic() + seconds
+    def _run(self, query: Query[T], *, lookup: bool = True) -> T:
+        """Ask Redis what a query yields, until it has its result: a lookup within its time in all."""
+        deadline = monotonic() + self._lookup_seconds if lookup else None
         try:
             commands = next(query)
             while True:
@@ -135,7 +167,7 @@ class FleetCache:
         known = self._mirror.now.cached.get(arguments)
         if known is not None and monotonic() < known[0]:
             return True
-        return self._answer("cached", arguments, lambda asked: asked.is_cached(*arguments[:3], username=username))
+        return self._answer("cached", arguments, question(Questions.is_cached, *arguments[:3], username=username))
 
     def list_sessions(
         self,
@@ -158,7 +190,7 @@ class FleetCache:
         return self._answer(
             "sessions",
             arguments,
-            lambda asked: asked.list_sessions(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_sessions, session_uuid, profile_name=profile_name, username=username),
         )
 
     def find_sessions(self, *, username: str) -> SessionList | None:
@@ -167,7 +199,7 @@ class FleetCache:
         if known is not None and monotonic() < known[0]:
             found: SessionList = known[1]
             return found
-        return self._answer("found", username, lambda asked: asked.find_sessions(username=username))
+        return self._answer("found", username, question(Questions.find_sessions, username=username))
 
     def list_desktops(
         self,
@@ -188,7 +220,7 @@ class FleetCache:
         return self._answer(
             "desktops",
             arguments,
-            lambda asked: asked.list_desktops(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_desktops, session_uuid, profile_name=profile_name, username=username),
         )
 
     def list_mounts(
@@ -206,7 +238,7 @@ class FleetCache:
         return self._answer(
             "mounts",
             arguments,
-            lambda asked: asked.list_mounts(session_uuid, profile_name=profile_name, username=username),
+            question(Questions.list_mounts, session_uuid, profile_name=profile_name, username=username),
         )
 
     def load(self, profile_name: str) -> dict[str, LoadReport] | None:
@@ -214,7 +246,7 @@ class FleetCache:
         known = self._mirror.now.loads.get(profile_name)
         if known is not None and monotonic() < known[0]:
             return dict(known[1])
-        return self._answer("loads", profile_name, lambda asked: asked.load(profile_name))
+        return self._answer("loads", profile_name, question(Questions.load, profile_name))
 
     def snapshots(
         self,
@@ -276,7 +308,7 @@ class FleetCache:
                 self._questions.update(
                     profile_name, update_sessions, update_desktops, update_mounts, username=username, timeout=timeout
                 ),
-                seconds=None,
+                lookup=False,
             )
         finally:
             self._mirror.forget(profile_name)
@@ -296,7 +328,7 @@ class FleetCache:
         try:
             return self._run(
                 self._questions.update_all(update_sessions, update_desktops, update_mounts, timeout=timeout),
-                seconds=None,
+                lookup=False,
             )
         finally:
             self._mirror.forget()
@@ -307,7 +339,7 @@ class FleetCache:
         Raises UnknownProfile, RefreshFailed where a worker did not answer, CacheUnavailable.
         """
         try:
-            self._run(self._questions.delete(profile_name, timeout=timeout), seconds=None)
+            self._run(self._questions.delete(profile_name, timeout=timeout), lookup=False)
         finally:
             self._mirror.forget(profile_name)
 
@@ -315,7 +347,7 @@ class FleetCache:
         """Drop what belongs to targets that are in the inventory no more. Without a live worker nothing is done:
         then everything expires by itself."""
         try:
-            self._run(self._questions.check_cache(timeout=timeout), seconds=None)
+            self._run(self._questions.check_cache(timeout=timeout), lookup=False)
         finally:
             self._mirror.forget()
 

@@ -19,9 +19,9 @@ from weakref import ref
 import redis
 
 from x2gofleet.connection import Breaker, Link, link_from_url, opens_breaker, unavailable
+from x2gofleet.connection.forks import begins_anew
 from x2gofleet.errors import CacheUnavailable, FleetError
 from x2gofleet.fleet import PublishedFleet
-from x2gofleet.forks import begins_anew
 from x2gofleet.hints import Hint, decode_field
 from x2gofleet.keys import Keys, server_of, user_of
 from x2gofleet.kinds import Kind
@@ -154,9 +154,15 @@ class _Remembering(Questions):
         # What is held is the same object for as long as it does not change.
         if known is None or known[0] is not snapshot.stdout or len(known[1]) >= _ANSWERS_KEPT:
             known = self._known[snapshot.target] = snapshot.stdout, {}
-        found = known[1].get(username)
-        if found is None:
-            found = known[1][username] = super().listed(snapshot, username)
+        found, whole = known[1].get(username), known[1].get(None)
+        if found is not None:
+            return found
+        if whole is None or whole[1]:
+            found = super().listed(snapshot, username)
+        else:
+            # No line was rejected, so that a user's lines are that user's rows.
+            found = [row for row in whole[0] if row.username == username], ()
+        known[1][username] = found
         return found
 
 

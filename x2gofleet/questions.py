@@ -7,13 +7,15 @@ a generator of what is sent to Redis, whose result is the answer.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 from x2gofleet.errors import RefreshFailed, UnknownProfile
 from x2gofleet.events import Events
 from x2gofleet.keys import is_server_id
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
-from x2gofleet.lookup import Lookups, Query, ServerStatus, View
+from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
 from x2gofleet.model import SessionList
 from x2gofleet.parsing import parse_sessions
 from x2gofleet.placement import RESERVATION_SECONDS, Placement, Placements
@@ -25,6 +27,7 @@ LOOKUP_SECONDS = 0.95
 
 _AFTER_USER = re.compile(r"\d+-\d+_st")
 _TARGETS_KEPT = 1024
+P = ParamSpec("P")
 
 Listed = tuple[list[SessionInfo], tuple[RejectedRow, ...]]
 
@@ -273,6 +276,13 @@ class Questions:
 
     def release(self, server: str, username: str) -> Query[bool]:
         return self._placements.release(server, username)
+
+
+def question(
+    method: Callable[Concatenate[Questions, P], Query[T]], *arguments: P.args, **more: P.kwargs
+) -> Callable[[Questions], Query[T]]:
+    """Return a question that several Questions may be asked, as ``question(Questions.load, "mate")``."""
+    return lambda asked: method(asked, *arguments, **more)
 
 
 def belongs_to(session_name: str, username: str) -> bool:

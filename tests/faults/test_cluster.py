@@ -20,9 +20,9 @@ from tests.topologies import Cluster, ServerProcess, cluster
 from tests.watching import Judge, Watch, readers_of
 from x2gofleet.aio import AsyncFleetCache
 from x2gofleet.cache import FleetCache
-from x2gofleet.cluster import AsyncClusterLink, ClusterLink
 from x2gofleet.connection import async_link_from_url, link_from_url
-from x2gofleet.discovery import Address
+from x2gofleet.connection.cluster import AsyncClusterLink, ClusterLink
+from x2gofleet.connection.discovery import Address
 from x2gofleet.errors import CacheUnavailable, Unavailable
 from x2gofleet.keys import Keys
 

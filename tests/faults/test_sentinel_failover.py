@@ -144,6 +144,23 @@ def test_what_readers_are_told_without_a_master() -> None:
         assert seconds < 2.0, "a call ends within its deadline where every sentinel hangs"
 
 
+def test_sentinels_and_servers_that_want_passwords() -> None:
+    with sentinel_group(lines=("user reader on >one ~* +@all",)) as group:
+        for sentinel in group.sentinels:
+            sentinel.client.execute_command("ACL", "SETUSER", "asker", "on", ">two", "+@all")
+            sentinel.client.execute_command("ACL", "SETUSER", "default", "-@all", "+ping")
+        with FleetCache.from_url(group.url) as cache:
+            told, _ = refusal(lambda: cache.is_cached("all"))
+        assert told.reason is Unavailable.NO_MASTER
+        assert "permission" in str(told)
+        url = group.url.replace("://", "://reader:one@") + "?sentinel_username=asker&sentinel_password=two"
+        with FleetCache.from_url(url) as cache:
+            assert not cache.is_cached("all")
+        with FleetCache.from_url(url.replace("reader:one@", "reader:wrong@")) as cache:
+            told, _ = refusal(lambda: cache.is_cached("all"))
+        assert told.reason is Unavailable.AUTHENTICATION
+
+
 def test_sentinels_that_die_are_no_matter_to_who_knows_the_master() -> None:
     with sentinel_group() as group:
         link = link_from_url(group.url)

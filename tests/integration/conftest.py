@@ -15,18 +15,23 @@ from x2gofleet.aio import AsyncFleetCache
 
 from .reader import Awaited, UpToDate
 
-OpenCache = Callable[[str, str], Any]
+OpenCache = Callable[..., Any]
+PATIENT_SECONDS = 10.0
 
-# Anything with FleetCache's methods, made of a URL and a namespace. Those of DIRECT ask Redis at each call.
+# Anything with FleetCache's methods, made of what from_url takes. Those of DIRECT ask Redis at each call.
 DIRECT: dict[str, OpenCache] = {
-    "FleetCache": lambda url, namespace: FleetCache.from_url(url, namespace=namespace),
-    "AsyncFleetCache": lambda url, namespace: Awaited(AsyncFleetCache.from_url(url, namespace=namespace)),
+    "FleetCache": lambda url, namespace, **more: FleetCache.from_url(url, namespace=namespace, **more),
+    "AsyncFleetCache": lambda url, namespace, **more: Awaited(
+        AsyncFleetCache.from_url(url, namespace=namespace, **more)
+    ),
 }
 IMPLEMENTATIONS: dict[str, OpenCache] = {
     **DIRECT,
-    "mirror": lambda url, namespace: UpToDate(FleetCache.from_url(url, namespace=namespace, mirror=True)),
-    "async mirror": lambda url, namespace: UpToDate(
-        Awaited(AsyncFleetCache.from_url(url, namespace=namespace, mirror=True))
+    "mirror": lambda url, namespace, **more: UpToDate(
+        FleetCache.from_url(url, namespace=namespace, mirror=True, **more)
+    ),
+    "async mirror": lambda url, namespace, **more: UpToDate(
+        Awaited(AsyncFleetCache.from_url(url, namespace=namespace, mirror=True, **more))
     ),
 }
 
@@ -36,8 +41,8 @@ def open_cache(request: pytest.FixtureRequest) -> Iterator[OpenCache]:
     """Opens readers of one implementation; they are closed at the test's end."""
     opened: list[Any] = []
 
-    def open_one(url: str, namespace: str) -> Any:
-        opened.append(IMPLEMENTATIONS[request.param](url, namespace))
+    def open_one(url: str, namespace: str, **more: Any) -> Any:
+        opened.append(IMPLEMENTATIONS[request.param](url, namespace, **more))
         return opened[-1]
 
     yield open_one
@@ -54,5 +59,5 @@ def brokers_url(redis_client: redis.Redis, valkey_url: str, namespace: str) -> I
 
 @pytest.fixture
 def cache(brokers_url: str, open_cache: OpenCache, namespace: str) -> Any:
-    """A reader of the test's namespace."""
-    return open_cache(brokers_url, namespace)
+    """A reader of the test's namespace; what it is asked of is not a busy machine's speed."""
+    return open_cache(brokers_url, namespace, lookup_seconds=PATIENT_SECONDS)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from x2gofleet import AsyncFleetCache, CacheUnavailable
-from x2gofleet.connection import ASYNC_CONNECTIONS
 
 from .reader import CountingProxy, OwnValkey, StubWorker, row
 

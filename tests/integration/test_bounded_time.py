@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from x2gofleet import resolving
+from x2gofleet.connection import resolving
 from x2gofleet.errors import CacheUnavailable, Unavailable
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -18,8 +18,7 @@ from x2gofleet import Kind, SchemaMismatch, SessionList, SnapshotCorrupt, Unknow
 from x2gofleet.keys import Keys
 from x2gofleet.snapshot import SCHEMA_VERSION, digest_of
 
-from .conftest import DIRECT
-from .reader import LOAD, CountingProxy, row, session_name, wait_until
+from .reader import LOAD, row, session_name, wait_until
 
 pytestmark = pytest.mark.parametrize("valkey_url", VERSIONS, indirect=True, scope="session")
 
@@ -796,77 +795,7 @@ def test_an_inventory_that_can_not_be_read_is_an_error(
     assert cache.profiles() == ("mate",)
 
 
-# What a lookup costs
-
-ASKING_REDIS = pytest.mark.parametrize("open_cache", DIRECT, indirect=True)
-
-QUESTIONS: dict[str, Callable[[Any], Any]] = {
-    "is_cached of a kind": lambda cache: cache.is_cached("mate", cache_type="sessions"),
-    "is_cached of any kind": lambda cache: cache.is_cached("mate", username="carol"),
-    "list_sessions": lambda cache: cache.list_sessions(profile_name="mate"),
-    "list_sessions of a user": lambda cache: cache.list_sessions(profile_name="mate", username="alice"),
-    "list_desktops": lambda cache: cache.list_desktops(profile_name="mate", username="alice"),
-    "list_mounts": lambda cache: cache.list_mounts(profile_name="mate"),
-    "load": lambda cache: cache.load("mate"),
-    "find_sessions": lambda cache: cache.find_sessions(username="alice"),
-    "snapshots of a profile": lambda cache: cache.snapshots(profile_name="mate"),
-    "snapshots of a server": lambda cache: cache.snapshots(server="ts01"),
-    "servers": lambda cache: cache.servers(),
-    "profiles": lambda cache: cache.profiles(),
-    "an unknown profile": lambda cache: cache.list_sessions(profile_name="mte"),
-}
-
-
-@ASKING_REDIS
-@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
-def test_a_lookup_is_one_round_trip_however_many_servers(
-    open_cache: Callable[[str, str], Any],
-    valkey_url: str,
-    namespace: str,
-    publish: Publish,
-    store_listing: StoreListing,
-    question: Callable[[Any], Any],
-) -> None:
-    servers = [f"ts{number:02}" for number in range(1, 13)]
-    publish({"mate": servers, "other": ["ts20"]})
-    for server in servers:
-        store_listing(server, "sessions", STDOUT["sessions"])
-        store_listing(server, "mounts", STDOUT["mounts"])
-    with CountingProxy(valkey_url) as proxy:
-        cache = open_cache(proxy.url, namespace)
-        first = question(cache)
-        assert proxy.round_trips <= 2, "the first call reads the inventory too"
-        for _ in range(2):
-            proxy.round_trips = 0
-            assert type(question(cache)) is type(first)
-            assert proxy.round_trips == 1
-        publish({"mate": servers[1:], "other": ["ts01"]})
-        proxy.round_trips = 0
-        question(cache)
-        assert proxy.round_trips <= 3, "an inventory that changed is read and asked by again"
-        assert proxy.connections == 1
-        cache.close()
-
-
-@ASKING_REDIS
-def test_a_lookup_by_uuid_is_two_round_trips(
-    open_cache: Callable[[str, str], Any],
-    valkey_url: str,
-    namespace: str,
-    publish: Publish,
-    store_listing: StoreListing,
-) -> None:
-    publish({"mate": ["ts01", "ts02"]})
-    for server in ("ts01", "ts02"):
-        store_listing(server, "sessions", STDOUT["sessions"])
-    with CountingProxy(valkey_url) as proxy:
-        cache = open_cache(proxy.url, namespace)
-        cache.register_session("6c3f", "mate", "alice")
-        cache.list_sessions("6c3f")
-        proxy.round_trips = 0
-        assert len(cache.list_sessions("6c3f").rows) == 2
-        assert proxy.round_trips == 2
-        cache.close()
+# Many threads, and the end
 
 
 def test_many_threads_share_a_cache(cache: Any, publish: Publish, store_listing: StoreListing) -> None:

@@ -157,3 +157,10 @@ def test_closing_closes_the_link() -> None:
     other: Any = EmptyAsyncLink()
     asyncio.run(use())
     assert other.asked == ["close"]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 61])
+@pytest.mark.parametrize("cls", [FleetCache, AsyncFleetCache])
+def test_no_time_for_lookups_is_refused(cls: Any, seconds: float) -> None:
+    with pytest.raises(ValueError, match="a lookup may take"):
+        cls.from_url("redis://127.0.0.1:1/0", lookup_seconds=seconds)

@@ -17,12 +17,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.sentinel import MasterNotFoundError
 
-from x2gofleet import resolving
-from x2gofleet.connection import Breaker, client_from_url, exchange, opens_breaker, unavailable
+from x2gofleet.connection import Breaker, client_from_url, exchange, opens_breaker, resolving, unavailable
+from x2gofleet.connection.failures import LinkFailed, LinkTimeout
+from x2gofleet.connection.forks import begins_anew
+from x2gofleet.connection.resolving import NameNotResolved, Resolver
 from x2gofleet.errors import CacheUnavailable, Unavailable
-from x2gofleet.failures import LinkFailed, LinkTimeout
-from x2gofleet.forks import begins_anew
-from x2gofleet.resolving import NameNotResolved, Resolver
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.processes import wait_until
-from x2gofleet.discovery import WAIT_SECONDS, Discovery, ask_all, text_of
+from x2gofleet.connection.discovery import WAIT_SECONDS, Discovery, ask_all, text_of
 
 SOON_SECONDS = 5.0
 

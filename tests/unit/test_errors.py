@@ -29,7 +29,7 @@ def test_the_tree_is_as_drawn() -> None:
     classes = {
         name: value
         for name, value in vars(errors).items()
-        if inspect.isclass(value) and value.__module__ == errors.__name__
+        if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == errors.__name__
     }
     real = {
         name: next((base.__name__ for base in value.__bases__ if issubclass(base, FleetError)), None)

@@ -17,8 +17,8 @@ import pytest
 import redis
 
 from x2gofleet.connection import async_link_from_url, client_from_url, link_from_url, link_of, unavailable
+from x2gofleet.connection.failures import LinkFailed, LinkTimeout
 from x2gofleet.errors import Unavailable
-from x2gofleet.failures import LinkFailed, LinkTimeout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from links import KINDS, AnyLink, dripping, full_backlog, listening, silent

@@ -42,7 +42,7 @@ from x2gofleet_workers.worker import Worker, WorkerSettings
 
 from x2gofleet.errors import Unreachable
 from x2gofleet.kinds import Kind
-from x2gofleet.store import Lease, Outcome, RedisClock
+from x2gofleet.store import Lease, Outcome
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 WORKERS = Path(x2gofleet_workers.__file__).parent
@@ -218,9 +218,8 @@ def test_both_formats_are_well_formed_and_hold_the_same(metrics: PrometheusMetri
 class RefusingStore:
     """A store to which the lease of every write is lost."""
 
-    def __init__(self) -> None:
-        self.clock = RedisClock()
-        self.clock.set(1_700_000_000_000)
+    def now_ms(self, target: str) -> int:
+        return 1_700_000_000_000
 
     def fail(self, *args: object, **fields: object) -> Outcome:
         return Outcome.LOST

@@ -16,11 +16,13 @@ LIBRARY = Path(x2gofleet.__file__).parent
 WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
-LINK_LAYERS = ("forks", "resolving", "urls", "tls", "failures", "node", "link", "aiolink")
-TOPOLOGY_LAYERS = ("discovery", "slots", "sentinel", "cluster", "connection")
 LAYERS = (
     *("errors", "kinds", "keys", "hints", "load", "rows", "parsing", "events", "fleet", "model", "snapshot"),
-    *(*LINK_LAYERS, *TOPOLOGY_LAYERS),
+    "connection",
+)
+CONNECTION_LAYERS = (
+    *("forks", "resolving", "urls", "tls", "failures", "node", "link", "aiolink"),
+    *("discovery", "slots", "sentinel", "cluster", "__init__"),
 )
 UPPER_LAYERS = ("lookup", "placement", "questions", "mirror", "cache", "aio")
 
@@ -172,14 +174,28 @@ def test_each_foreign_package_has_one_door() -> None:
     assert {path for path in importers(LIBRARY, "rich") if not path.startswith("cli/")} == set()
 
 
+def names_from(package: str, path: Path) -> set[str]:
+    """Return the modules of a package that a file imports, each by its name in it."""
+    return {name.removeprefix(f"{package}.").split(".")[0] for name in imports(path) if name.startswith(f"{package}.")}
+
+
 def test_imports_within_the_library_go_down_only() -> None:
     order = (*LAYERS, *UPPER_LAYERS)
     for place, module in enumerate(order):
-        names = {name.split(".")[1] for name in imports(LIBRARY / f"{module}.py") if name.startswith("x2gofleet.")}
-        assert names <= set(order[:place]), f"{module}.py imports upwards: {names - set(order[:place])}"
-    store = {name.split(".")[1] for name in imports(LIBRARY / "store.py") if name.startswith("x2gofleet.")}
+        files = LIBRARY.glob("connection/*.py") if module == "connection" else [LIBRARY / f"{module}.py"]
+        names = set.union(*(names_from("x2gofleet", path) for path in files)) - {module}
+        assert names <= set(order[:place]), f"{module} imports upwards: {names - set(order[:place])}"
+    store = names_from("x2gofleet", LIBRARY / "store.py")
     assert store <= set(LAYERS), "store is what workers write by: it needs none of the reader"
-    assert {path.stem for path in LIBRARY.glob("*.py")} == {*order, "acl", "store", "__init__"}
+    assert {path.stem for path in LIBRARY.glob("*.py")} | {"connection"} == {*order, "acl", "store", "__init__"}
+
+
+def test_imports_within_the_connections_go_down_only() -> None:
+    package = LIBRARY / "connection"
+    for place, module in enumerate(CONNECTION_LAYERS):
+        names = names_from("x2gofleet.connection", package / f"{module}.py")
+        assert names <= set(CONNECTION_LAYERS[:place]), f"connection/{module}.py imports upwards"
+    assert {path.stem for path in package.glob("*.py")} == set(CONNECTION_LAYERS)
 
 
 def test_both_packages_are_typed() -> None:

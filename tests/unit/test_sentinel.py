@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from x2gofleet.sentinel import Named, NoMaster, named, questions
+from x2gofleet.connection.sentinel import Named, NoMaster, named, questions
 
 
 def told(**facts: object) -> list[bytes]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import redis
 
-from x2gofleet.discovery import Address
-from x2gofleet.slots import MAP_COMMANDS, Batches, SlotMap, Talk, Told, key_of, slot_of
+from x2gofleet.connection.discovery import Address
+from x2gofleet.connection.slots import MAP_COMMANDS, Batches, SlotMap, Talk, Told, key_of, slot_of
 
 A: Address = ("10.0.0.1", 7000)
 B: Address = ("10.0.0.2", 7000)

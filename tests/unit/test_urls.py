@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from x2gofleet.connection import async_link_from_url, link_from_url
-from x2gofleet.urls import Credentials, RedisUrl, TlsFiles, redact_url, url_from_environment
+from x2gofleet.connection.urls import Credentials, RedisUrl, TlsFiles, redact_url, url_from_environment
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +38,7 @@ def test_the_url_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("redis://h/0?username=reader&password=s3cret", "redis://h/0?username=reader&password=***"),
         ("redis://h/0?PASSWORD=s3cret", "redis://h/0?PASSWORD=***"),
         ("redis+sentinel://w:s3cret@h1,h2/mymaster", "redis+sentinel://w:***@h1,h2/mymaster"),
+        ("redis+sentinel://h1/m?sentinel_password=s3cret&db=1", "redis+sentinel://h1/m?sentinel_password=***&db=1"),
         ("redis://:s3/cret@h/0", "redis://***@h/0"),
         ("redis://:s3#cret@h/0", "redis://***@h/0"),
         ("reader:s3cret@h", "reader:***@h"),
@@ -189,3 +190,11 @@ def test_a_password_file_that_others_may_read_is_told_of(
         link_from_url("redis://h").close()
     assert f"{path} may be read by everybody on this host: chmod 600 it" in caplog.text
     assert "s3cret" not in caplog.text
+
+
+def test_sentinels_may_want_credentials_of_their_own() -> None:
+    parsed = RedisUrl.parse("redis+sentinel://w:one@h1/mymaster?sentinel_username=s&sentinel_password=t%40o")
+    assert parsed.credentials == Credentials("w", "one")
+    assert parsed.sentinel_credentials == Credentials("s", "t@o")
+    with pytest.raises(ValueError, match="unknown option 'sentinel_password'"):
+        RedisUrl.parse("redis://h1?sentinel_password=two")

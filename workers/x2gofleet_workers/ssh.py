@@ -19,6 +19,7 @@ from pathlib import Path
 
 import paramiko
 
+from x2gofleet.connection.resolving import Resolver
 from x2gofleet.errors import (
     AuthenticationFailed,
     CommandMissing,
@@ -32,7 +33,6 @@ from x2gofleet.errors import (
     SetupError,
     Unreachable,
 )
-from x2gofleet.resolving import Resolver
 from x2gofleet_workers.probe import MAX_NOISE_BYTES, Answer, Hello, Request, Section, parse_hello
 from x2gofleet_workers.proof import show
 

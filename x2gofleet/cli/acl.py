@@ -14,8 +14,8 @@ import redis
 from x2gofleet.acl import Role, Topology, limits, parse_version, rules, user_name
 from x2gofleet.cli.results import ANSWERED, UNAVAILABLE, USAGE, tell
 from x2gofleet.connection import link_from_url, redact_url, unavailable
+from x2gofleet.connection.urls import RedisUrl
 from x2gofleet.errors import CacheUnavailable
-from x2gofleet.urls import RedisUrl
 
 _STARTS = {"aclfile": "user", "commands": "ACL SETUSER"}
 _TOPOLOGIES = {"sentinel": Topology.SENTINEL, "cluster": Topology.CLUSTER}

@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from x2gofleet.discovery import Address
+from x2gofleet.connection.discovery import Address
 
 Command = Sequence[Any]
 Batches = dict[Address, list[Command]]

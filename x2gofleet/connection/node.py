@@ -12,10 +12,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from x2gofleet.connection.failures import DROPS_CONNECTION, LinkFailed, LinkTimeout
+from x2gofleet.connection.tls import Tls
+from x2gofleet.connection.urls import Credentials
 from x2gofleet.errors import Unavailable
-from x2gofleet.failures import DROPS_CONNECTION, LinkFailed, LinkTimeout
-from x2gofleet.tls import Tls
-from x2gofleet.urls import Credentials
 
 Command = Sequence[Any]
 

@@ -17,9 +17,9 @@ from typing import Any, cast
 
 import redis
 
-from x2gofleet.failures import link_failure, reply_error
-from x2gofleet.forks import begins_anew
-from x2gofleet.node import (
+from x2gofleet.connection.failures import link_failure, reply_error
+from x2gofleet.connection.forks import begins_anew
+from x2gofleet.connection.node import (
     SCAN_COUNT,
     Command,
     Node,
@@ -30,7 +30,7 @@ from x2gofleet.node import (
     settled,
     share_of,
 )
-from x2gofleet.resolving import resolver
+from x2gofleet.connection.resolving import resolver
 
 
 class _Socket(socket.socket):

@@ -17,14 +17,15 @@ from typing import Any, Generic, TypeVar
 import redis
 from redis.sentinel import MasterNotFoundError
 
-from x2gofleet.aiolink import AsyncNodeLink
-from x2gofleet.discovery import ASK_SECONDS, WAIT_SECONDS, Address, Discovery, ask_all, text_of
-from x2gofleet.failures import is_unsent
-from x2gofleet.link import NodeLink
-from x2gofleet.node import Command, Node
-from x2gofleet.urls import Credentials
+from x2gofleet.connection.aiolink import AsyncNodeLink
+from x2gofleet.connection.discovery import ASK_SECONDS, WAIT_SECONDS, Address, Discovery, ask_all, text_of
+from x2gofleet.connection.failures import is_unsent
+from x2gofleet.connection.link import NodeLink
+from x2gofleet.connection.node import Command, Node
+from x2gofleet.connection.urls import Credentials
 
 REFRESH_SECONDS = 0.5
+NOBODY = Credentials()
 
 _MOVES_ON = (
     redis.exceptions.ConnectionError,
@@ -76,14 +77,21 @@ def named(replies: Sequence[Any], service: str) -> Named:
 class _Group(Generic[AnyLink]):
     """What both links share: who the master is, and the link to it."""
 
-    def __init__(self, kind: Callable[[Node], AnyLink], sentinels: Sequence[Address], service: str, node: Node) -> None:
+    def __init__(
+        self,
+        kind: Callable[[Node], AnyLink],
+        sentinels: Sequence[Address],
+        service: str,
+        node: Node,
+        credentials: Credentials,
+    ) -> None:
         self._kind, self._service = kind, service
         self._node = replace(node, path="", master_only=True)
         asking = replace(
             node,
             path="",
             database=0,
-            credentials=Credentials(),
+            credentials=credentials,
             connect_timeout_seconds=ASK_SECONDS,
             command_timeout_seconds=ASK_SECONDS,
             max_connections=None,
@@ -157,13 +165,16 @@ def _wait_until(deadline: float | None) -> float:
 class SentinelLink(_Group[NodeLink]):
     """A Link to the master of ``service``, named by ``sentinels``; ``node`` says how it is talked to.
 
-    TLS is used for the sentinels too; the credentials are those of the servers.
+    TLS is used for the sentinels too, but the credentials of ``node`` are for the servers, ``credentials`` for the
+    sentinels.
     """
 
     one_clock = True
 
-    def __init__(self, sentinels: Sequence[Address], service: str, node: Node) -> None:
-        super().__init__(NodeLink, sentinels, service, node)
+    def __init__(
+        self, sentinels: Sequence[Address], service: str, node: Node, credentials: Credentials = NOBODY
+    ) -> None:
+        super().__init__(NodeLink, sentinels, service, node, credentials)
 
     def exchange(
         self, commands: Sequence[Command], *, deadline: float | None = None, near: str | None = None
@@ -198,8 +209,10 @@ class AsyncSentinelLink(_Group[AsyncNodeLink]):
 
     one_clock = True
 
-    def __init__(self, sentinels: Sequence[Address], service: str, node: Node) -> None:
-        super().__init__(AsyncNodeLink, sentinels, service, node)
+    def __init__(
+        self, sentinels: Sequence[Address], service: str, node: Node, credentials: Credentials = NOBODY
+    ) -> None:
+        super().__init__(AsyncNodeLink, sentinels, service, node, credentials)
 
     async def exchange(
         self, commands: Sequence[Command], *, deadline: float | None = None, near: str | None = None

@@ -14,13 +14,13 @@ from typing import Any, Generic, TypeVar
 
 import redis
 
-from x2gofleet.aiolink import AsyncNodeLink
-from x2gofleet.discovery import ASK_SECONDS, WAIT_SECONDS, Address, Discovery, ask_all, text_of
+from x2gofleet.connection.aiolink import AsyncNodeLink
+from x2gofleet.connection.discovery import ASK_SECONDS, WAIT_SECONDS, Address, Discovery, ask_all, text_of
+from x2gofleet.connection.failures import LinkFailed, LinkTimeout, is_unsent
+from x2gofleet.connection.link import NodeLink, Opened
+from x2gofleet.connection.node import Command, Node, settled
+from x2gofleet.connection.slots import MAP_COMMANDS, Answers, Batches, SlotMap, Talk, Told
 from x2gofleet.errors import Unavailable
-from x2gofleet.failures import LinkFailed, LinkTimeout, is_unsent
-from x2gofleet.link import NodeLink, Opened
-from x2gofleet.node import Command, Node, settled
-from x2gofleet.slots import MAP_COMMANDS, Answers, Batches, SlotMap, Talk, Told
 
 REFRESH_SECONDS = 15.0
 _MOST_ASKED = 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 
-from x2gofleet.urls import TlsFiles
+from x2gofleet.connection.urls import TlsFiles
 
 # X509_V_ERR_*: openssl/x509_vfy.h
 _NOT_YET_VALID, _EXPIRED = 9, 10

@@ -12,10 +12,20 @@ from typing import Any
 
 import redis.asyncio
 
-from x2gofleet.failures import link_failure, reply_error
-from x2gofleet.forks import begins_anew
-from x2gofleet.node import SCAN_COUNT, Command, Node, all_in_use, drops_connection, left, scanned, settled, share_of
-from x2gofleet.resolving import Address, resolver
+from x2gofleet.connection.failures import link_failure, reply_error
+from x2gofleet.connection.forks import begins_anew
+from x2gofleet.connection.node import (
+    SCAN_COUNT,
+    Command,
+    Node,
+    all_in_use,
+    drops_connection,
+    left,
+    scanned,
+    settled,
+    share_of,
+)
+from x2gofleet.connection.resolving import Address, resolver
 
 
 class _Connection:

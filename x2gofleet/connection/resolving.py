@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from x2gofleet.forks import begins_anew
+from x2gofleet.connection.forks import begins_anew
 
 _RESOLVED_FOR_SECONDS = 30.0
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import redis
 
+from x2gofleet.connection.forks import begins_anew
+from x2gofleet.connection.resolving import NameNotResolved
+from x2gofleet.connection.tls import tls_failure
 from x2gofleet.errors import CacheUnavailable, Unavailable
-from x2gofleet.forks import begins_anew
-from x2gofleet.resolving import NameNotResolved
-from x2gofleet.tls import tls_failure
 
 
 class LinkFailed(redis.exceptions.ConnectionError):

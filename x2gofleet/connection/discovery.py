@@ -14,13 +14,13 @@ from concurrent.futures import TimeoutError as NotDoneInTime
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from x2gofleet.forks import begins_anew
+from x2gofleet.connection.forks import begins_anew
 
 T = TypeVar("T")
 Asked = TypeVar("Asked")
 Address = tuple[str, int]
 
-ASK_SECONDS = 0.3
+ASK_SECONDS = 0.4
 WAIT_SECONDS = 0.5
 _GRACE_SECONDS = 0.05
 _GAP_SECONDS = 0.2

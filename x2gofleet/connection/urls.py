@@ -24,8 +24,9 @@ FORMS = (
 )
 
 _OPTIONS = {"db", "username", "password"}
+_SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
 _TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
-_PASSWORD_OPTION = re.compile(r"(?<=[?&]password=)[^&#]*", re.IGNORECASE)
+_PASSWORD_OPTION = re.compile(r"(?<=[?&_]password=)[^&#]*", re.IGNORECASE)
 _SCHEMES = {
     "redis": ("node", False),
     "rediss": ("node", True),
@@ -118,7 +119,7 @@ class RedisUrl:
     """What a Redis URL says. ``kind`` is node, unix, sentinel or cluster; ``tls`` is None where it isn't used.
 
     ``hosts`` are those of a server, of the sentinels or of some nodes of a Cluster; ``master`` is the name that the
-    sentinels know it by.
+    sentinels know it by, ``sentinel_credentials`` are what they want themselves.
     """
 
     kind: str
@@ -128,6 +129,7 @@ class RedisUrl:
     database: int
     credentials: Credentials
     tls: TlsFiles | None
+    sentinel_credentials: Credentials = Credentials()
 
     @classmethod
     def parse(cls, url: str) -> RedisUrl:
@@ -151,10 +153,13 @@ class RedisUrl:
         except ValueError:
             raise ValueError("its host can't be understood") from None
         if "#" in url or ("@" not in parts.netloc and "@" in url and parts.scheme != "unix"):
-            raise ValueError("what is special in a password is to be percent-encoded: %2F, %3F, %23 and %40 for / ? # @")
+            raise ValueError(
+                "what is special in a password is to be percent-encoded: %2F, %3F, %23 and %40 for / ? # @"
+            )
         credentials, _, netloc = parts.netloc.rpartition("@")
         name, _, password = credentials.partition(":")
-        options = _options(parts.query, _OPTIONS | (_TLS_OPTIONS if tls else set()))
+        known = _OPTIONS | (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if kind == "sentinel" else set())
+        options = _options(parts.query, known)
         path, master, database = unquote(parts.path), "", options.get("db", "")
         hosts: tuple[tuple[str, int], ...] = ()
         if kind == "unix":
@@ -187,6 +192,7 @@ class RedisUrl:
             TlsFiles(*(options.get(f"ssl_{name}", "") for name in ("ca_certs", "certfile", "keyfile")))
             if tls
             else None,
+            Credentials(options.get("sentinel_username", ""), options.get("sentinel_password", "")),
         )
 
 

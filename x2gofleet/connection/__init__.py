@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import redis
 
-from x2gofleet.aiolink import AsyncNodeLink
-from x2gofleet.cluster import AsyncClusterLink, ClusterLink
-from x2gofleet.failures import Breaker, opens_breaker, unavailable
-from x2gofleet.link import ClientLink, NodeLink
-from x2gofleet.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, REDIS_OPTIONS, Command, Node
-from x2gofleet.sentinel import AsyncSentinelLink, SentinelLink
-from x2gofleet.tls import Tls
-from x2gofleet.urls import DEFAULT_URL, RedisUrl, redact_url, url_from_environment
+from x2gofleet.connection.aiolink import AsyncNodeLink
+from x2gofleet.connection.cluster import AsyncClusterLink, ClusterLink
+from x2gofleet.connection.failures import Breaker, opens_breaker, unavailable
+from x2gofleet.connection.link import ClientLink, NodeLink
+from x2gofleet.connection.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, REDIS_OPTIONS, Command, Node
+from x2gofleet.connection.sentinel import AsyncSentinelLink, SentinelLink
+from x2gofleet.connection.tls import Tls
+from x2gofleet.connection.urls import DEFAULT_URL, RedisUrl, redact_url, url_from_environment
 
 __all__ = [
     "COMMAND_TIMEOUT_SECONDS",
@@ -93,13 +93,13 @@ def _async_node_link(parsed: RedisUrl, node: Node) -> AsyncLink:
 _LINKS: dict[str, Callable[[RedisUrl, Node], Link]] = {
     "node": _node_link,
     "unix": _node_link,
-    "sentinel": lambda parsed, node: SentinelLink(parsed.hosts, parsed.master, node),
+    "sentinel": lambda parsed, node: SentinelLink(parsed.hosts, parsed.master, node, parsed.sentinel_credentials),
     "cluster": lambda parsed, node: ClusterLink(parsed.hosts, node),
 }
 _ASYNC_LINKS: dict[str, Callable[[RedisUrl, Node], AsyncLink]] = {
     "node": _async_node_link,
     "unix": _async_node_link,
-    "sentinel": lambda parsed, node: AsyncSentinelLink(parsed.hosts, parsed.master, node),
+    "sentinel": lambda parsed, node: AsyncSentinelLink(parsed.hosts, parsed.master, node, parsed.sentinel_credentials),
     "cluster": lambda parsed, node: AsyncClusterLink(parsed.hosts, node),
 }
 
