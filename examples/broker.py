@@ -43,7 +43,7 @@ async def answer(cache: AsyncFleetCache, form: dict[str, str]) -> tuple[str, str
 
 
 async def serve(url: str, port: int) -> None:
-    async with AsyncFleetCache.from_url(url) as cache:
+    async with AsyncFleetCache.from_url(url, mirror=True) as cache:
 
         async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
