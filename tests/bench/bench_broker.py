@@ -59,7 +59,7 @@ def run() -> list[Row]:
             servers[name] = server
         (directory / "valkey").mkdir()
         valkey = stack.enter_context(OwnValkey(directory / "valkey"))
-        inventory = write_inventory(directory, servers, key, intervals={"sessions": 2, "load": 5, "mounts": 60})
+        inventory = write_inventory(directory, servers, key, intervals={"sessions": 2, "load": 5, "mounts": 20})
         polled = stack.enter_context(PolledFleet(inventory, valkey.url, NAMESPACE))
         broker = stack.enter_context(BrokerHost(directory / "broker", servers))
         settings = {"X2GOFLEET_REDIS_URL": valkey.url, "X2GOFLEET_NAMESPACE": NAMESPACE}
