@@ -1,7 +1,7 @@
 """broker_config: x2gobroker's configuration, read as it is but each section once, not some dozen times a login.
 
-With agents that answer at once, three quarters of a login are spent on turning the same INI values into the same Python
-values again. An instance of X2GoBrokerConfigFile is made for each request: what it remembers is what it has read.
+With agents that answer at once, most of a login is spent on turning the same INI values into the same Python values
+again. X2GoBroker and its X2GoBrokerConfigFile are made anew for each request: they remember what they have read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _copy(values: Values) -> Values:
 
 
 def remembering_section(original: Callable[[Any, str], Values]) -> Callable[[Any, str], Values]:
-    """Stand in for ``X2GoBrokerConfigFile.get_section``; each caller gets a copy of its own."""
+    """Stand in for ``X2GoBrokerConfigFile.get_section`` or ``X2GoBroker.get_profile``; each caller gets a copy."""
 
     def get_section(config: Any, section: str) -> Values:
         known: dict[str | None, Values] = vars(config).setdefault(_REMEMBERED, {})
@@ -31,7 +31,7 @@ def remembering_section(original: Callable[[Any, str], Values]) -> Callable[[Any
 
 
 def remembering_defaults(original: Callable[[Any], Values]) -> Callable[[Any], Values]:
-    """Stand in for ``X2GoBrokerConfigFile.get_defaults``; each caller gets a copy of its own."""
+    """Stand in for ``get_defaults``, or ``X2GoBroker.get_acl_defaults``; each caller gets its own copy."""
 
     def get_defaults(config: Any) -> Values:
         known: dict[str | None, Values] = vars(config).setdefault(_REMEMBERED, {})

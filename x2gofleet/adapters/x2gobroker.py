@@ -62,6 +62,7 @@ class Activation:
         # What Debian's own Python alone can import.
         import x2gobroker.agent
         import x2gobroker.brokers.base_broker
+        import x2gobroker.brokers.inifile_broker
         import x2gobroker.config
         import x2gobroker.loadchecker
         import x2gobroker.utils
@@ -92,6 +93,8 @@ class Activation:
             (broker, "get_remote_agent", self._get_remote_agent),
             (broker, "get_all_remote_agents", self._get_all_remote_agents),
             (broker, "select_session", self._select_session),
+            (broker, "get_acl_defaults", remembering_defaults),
+            (x2gobroker.brokers.inifile_broker.X2GoBroker, "get_profile", remembering_section),
             (config, "get_section", remembering_section),
             (config, "get_defaults", remembering_defaults),
             (config, "update_value", forgetting),
