@@ -344,7 +344,7 @@ def test_what_was_fetched_before_a_caller_had_it_changed_is_not_taken_over(
 
 
 def test_answers_are_bounded(mirror: Mirror, server: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("x2gofleet.mirror._ANSWERS_KEPT", 3)
+    monkeypatch.setattr("x2gofleet.mirror.ANSWERS_KEPT", 3)
     server.listing("alice")
     mirror.resync()
     for number in range(10):
