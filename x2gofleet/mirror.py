@@ -285,13 +285,17 @@ class Mirror:
 
     def follow(self) -> tuple[Command, float]:
         """Resync where it is due; return the command that waits for changes, and how many seconds it waits at most."""
-        if self._monotonic() >= self._synced_at + RESYNC_SECONDS:
+        if self._monotonic() >= self._due():
             self.resync()
-        due = self._synced_at + RESYNC_SECONDS - self._monotonic()
+        due = self._due() - self._monotonic()
         block = max(0.001, min(BLOCK_SECONDS, due))
         milliseconds = math.ceil(block * 1000)
         where = ("STREAMS", self._keys.changes(), self._position)
         return ("XREAD", "BLOCK", milliseconds, "COUNT", _CHANGES_AT_ONCE, *where), block
+
+    def _due(self) -> float:
+        # No change is told of an inventory: where there is none yet, it is looked for more often.
+        return self._synced_at + (RESYNC_SECONDS if self.now.questions is not None else BLOCK_SECONDS)
 
     def fed(self, reply: Any) -> None:
         """Take over what the command that waits for changes brought."""
