@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 from weakref import ref
 
@@ -22,12 +22,23 @@ from x2gofleet.connection import Breaker, Link, link_from_url, opens_breaker, un
 from x2gofleet.connection.forks import begins_anew
 from x2gofleet.errors import CacheUnavailable, FleetError
 from x2gofleet.fleet import PublishedFleet
+from x2gofleet.held import (
+    ANSWERS_KEPT,
+    NOTHING_KNOWN,
+    Answers,
+    Entry,
+    Generation,
+    RememberingQuestions,
+    confirmed,
+    entry_of,
+    is_of,
+    without,
+)
 from x2gofleet.hints import Hint, decode_field
-from x2gofleet.keys import Keys, server_of, user_of
+from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import Command, Lookups, Query, fields_of, time_ms
-from x2gofleet.questions import Listed, Questions
-from x2gofleet.snapshot import Snapshot
+from x2gofleet.questions import Questions
 
 T = TypeVar("T")
 
@@ -35,8 +46,6 @@ RESYNC_SECONDS = 2.0
 ALIVE_SECONDS = 3.0
 BLOCK_SECONDS = 0.5
 BRIDGE_SECONDS = 0.2
-RELIST_MS = 55_000
-"""What is held is fetched again where it was listed so long before it was confirmed: sessions' ages grow."""
 ROUND_SECONDS = 2.0
 REGISTERED_SECONDS = 5.0
 COMMAND_SECONDS = BLOCK_SECONDS + 0.5
@@ -45,7 +54,6 @@ CLOSE_SECONDS = 3.0
 _TRY_AGAIN_SECONDS = 0.25
 _FETCHED_AT_ONCE = 200
 _CHANGES_AT_ONCE = 1000
-_ANSWERS_KEPT = 4096
 _NAMES_KEPT = 100_000
 # Ages are what counts: the clock that answers are made with stands still.
 _NOW_MS = 1 << 41
@@ -53,49 +61,9 @@ _TIME = [_NOW_MS // 1000, _NOW_MS % 1000 * 1000]
 
 log = logging.getLogger(__name__)
 
-Answers = dict[Any, tuple[float, Any]]
-"""By the arguments of a method: until when (time.monotonic) an answer holds, and the answer."""
-
 
 class _Unknown(Exception):
     """A question goes beyond what is held."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One snapshot as HGETALL replied; ``polled`` and ``expires`` are on the monotonic clock of this process."""
-
-    reply: Sequence[bytes]
-    digest: bytes
-    listed_at_ms: int
-    polled: float
-    expires: float
-
-
-@dataclass(slots=True)
-class Generation:
-    """What was known after one exchange with Redis, and the answers that were made of it."""
-
-    questions: Questions | None = None
-    version: bytes = b""
-    held: dict[str, _Entry] = field(default_factory=dict)
-    states: dict[Command, Any] = field(default_factory=dict)
-    alive_until: float = -math.inf
-    sessions: Answers = field(default_factory=dict)
-    cached: Answers = field(default_factory=dict)
-    desktops: Answers = field(default_factory=dict)
-    mounts: Answers = field(default_factory=dict)
-    loads: Answers = field(default_factory=dict)
-    found: Answers = field(default_factory=dict)
-
-    def next(self, **changes: Any) -> Generation:
-        """Return one without answers, in which ``changes`` are made."""
-        known = (self.questions, self.version, self.held, self.states, self.alive_until)
-        return replace(Generation(*known), **changes)
-
-
-NOTHING_KNOWN = Generation()
-"""Nobody puts answers to it: it has no questions."""
 
 
 class NoMirror:
@@ -140,30 +108,6 @@ class _Fetch:
 
     snapshots: dict[_Name, Hint | None] = field(default_factory=dict)
     states: list[Command] = field(default_factory=list)
-
-
-class _Remembering(Questions):
-    """Parses what is held once for each user that is asked for."""
-
-    def __init__(self, lookups: Lookups) -> None:
-        super().__init__(lookups)
-        self._known: dict[str, tuple[bytes, dict[str | None, Listed]]] = {}
-
-    def listed(self, snapshot: Snapshot, username: str | None) -> Listed:
-        known = self._known.get(snapshot.target)
-        # What is held is the same object for as long as it does not change.
-        if known is None or known[0] is not snapshot.stdout or len(known[1]) >= _ANSWERS_KEPT:
-            known = self._known[snapshot.target] = snapshot.stdout, {}
-        found, whole = known[1].get(username), known[1].get(None)
-        if found is not None:
-            return found
-        if whole is None or whole[1]:
-            found = super().listed(snapshot, username)
-        else:
-            # No line was rejected, so that a user's lines are that user's rows.
-            found = [row for row in whole[0] if row.username == username], ()
-        known[1][username] = found
-        return found
 
 
 class Mirror:
@@ -239,7 +183,7 @@ class Mirror:
         if value is None or value is False:
             return None
         answers: Answers = getattr(generation, method)
-        if len(answers) >= _ANSWERS_KEPT:
+        if len(answers) >= ANSWERS_KEPT:
             answers.clear()
         answers[arguments] = min(used), value
         # Callers own what they get.
@@ -285,7 +229,7 @@ class Mirror:
             asked_at = self._monotonic()
             replies = yield commands
             if reads and replies[0][0] is not None:
-                if len(self._registered) >= _ANSWERS_KEPT:
+                if len(self._registered) >= ANSWERS_KEPT:
                     self._registered.clear()
                 self._registered[about] = asked_at + REGISTERED_SECONDS, replies[0]
             elif about:
@@ -305,7 +249,7 @@ class Mirror:
             if profile_name is not None and questions is not None and (fleet := questions.lookups.known) is not None:
                 targets = frozenset(fleet.profiles.get(profile_name, ()))
             self._forgotten.append(targets)
-            self.now = self.now.next(held=_without(self.now.held, targets))
+            self.now = self.now.next(held=without(self.now.held, targets))
 
     def resync(self, *, timeout_seconds: float = ROUND_SECONDS) -> None:
         """Take over now what workers have told. Raises CacheUnavailable where that could not be done in time."""
@@ -341,13 +285,17 @@ class Mirror:
 
     def follow(self) -> tuple[Command, float]:
         """Resync where it is due; return the command that waits for changes, and how many seconds it waits at most."""
-        if self._monotonic() >= self._synced_at + RESYNC_SECONDS:
+        if self._monotonic() >= self._due():
             self.resync()
-        due = self._synced_at + RESYNC_SECONDS - self._monotonic()
+        due = self._due() - self._monotonic()
         block = max(0.001, min(BLOCK_SECONDS, due))
         milliseconds = math.ceil(block * 1000)
         where = ("STREAMS", self._keys.changes(), self._position)
         return ("XREAD", "BLOCK", milliseconds, "COUNT", _CHANGES_AT_ONCE, *where), block
+
+    def _due(self) -> float:
+        # No change is told of an inventory: where there is none yet, it is looked for more often.
+        return self._synced_at + (RESYNC_SECONDS if self.now.questions is not None else BLOCK_SECONDS)
 
     def fed(self, reply: Any) -> None:
         """Take over what the command that waits for changes brought."""
@@ -402,7 +350,7 @@ class Mirror:
         if questions is None:
             questions, version = self._read_fleet(deadline)
         told = fields_of(hints)
-        held: dict[str, _Entry] = {}
+        held: dict[str, Entry] = {}
         fetch = self._compare(questions, told, before.held, held, sent, time_ms(clock))
         states = self._fetch(fetch, held, deadline)
         self._seen = told
@@ -420,7 +368,7 @@ class Mirror:
         while isinstance(commands, list):
             commands = _next_commands(query, self._ask(commands, deadline))
         fleet: PublishedFleet | None = commands.value
-        return (_Remembering(lookups), fleet.version.encode()) if fleet is not None else (None, b"")
+        return (RememberingQuestions(lookups), fleet.version.encode()) if fleet is not None else (None, b"")
 
     def _scope(self, questions: Questions) -> frozenset[str] | None:
         """Return the targets that are followed; None for every one of the fleet."""
@@ -433,8 +381,8 @@ class Mirror:
         self,
         questions: Questions | None,
         told: dict[bytes, bytes],
-        before: dict[str, _Entry],
-        held: dict[str, _Entry],
+        before: dict[str, Entry],
+        held: dict[str, Entry],
         sent: float,
         now_ms: int,
     ) -> _Fetch:
@@ -446,12 +394,12 @@ class Mirror:
         followed = fleet.targets.keys() if scope is None else scope
         for name_text, text in told.items():
             name = self._name(name_text)
-            if name is None or not _is_of(followed, name.target):
+            if name is None or not is_of(followed, name.target):
                 continue
             entry, hint = before.get(name.key), None
             if entry is None or entry.expires <= sent or self._seen.get(name_text) != text:
                 hint = Hint.decode(text)
-                entry = _confirmed(entry, hint, sent, now_ms)
+                entry = confirmed(entry, hint, sent, now_ms)
             if entry is not None:
                 held[name.key] = entry
             else:
@@ -481,7 +429,7 @@ class Mirror:
         self._names[text] = name
         return name
 
-    def _fetch(self, fetch: _Fetch, held: dict[str, _Entry], deadline: float) -> dict[Command, Any]:
+    def _fetch(self, fetch: _Fetch, held: dict[str, Entry], deadline: float) -> dict[Command, Any]:
         """Read snapshots into ``held``; return the states that were asked for."""
         names, states = list(fetch.snapshots), {}
         if fetch.states:
@@ -496,7 +444,7 @@ class Mirror:
             replies = self._ask(commands, deadline)
             now_ms = time_ms(replies[0])
             for name, ttl_ms, reply in zip(part, replies[1::2], replies[2::2], strict=True):
-                entry = _entry(reply, int(ttl_ms), fetch.snapshots[name], sent, now_ms)
+                entry = entry_of(reply, int(ttl_ms), fetch.snapshots[name], sent, now_ms)
                 if entry is None:
                     held.pop(name.key, None)
                 else:
@@ -516,7 +464,7 @@ class Mirror:
         held, fetch = dict(before.held), _Fetch()
         for name_text, text in texts.items():
             name = self._name(name_text)
-            if name is None or not _is_of(followed, name.target):
+            if name is None or not is_of(followed, name.target):
                 continue
             entry, hint = held.get(name.key), Hint.decode(text)
             if hint is None:
@@ -533,52 +481,8 @@ class Mirror:
             if self._closed:
                 return
             for targets in self._forgotten:
-                generation.held = _without(generation.held, targets)
+                generation.held = without(generation.held, targets)
             self.now = generation
-
-
-def _confirmed(entry: _Entry | None, hint: Hint | None, sent: float, now_ms: int) -> _Entry | None:
-    """Return what is held with the times of a hint; None where it has to be fetched."""
-    if entry is None or hint is None or entry.digest != hint.digest.encode():
-        return None
-    if hint.polled_at_ms - entry.listed_at_ms > RELIST_MS and hint.listed_at_ms > entry.listed_at_ms:
-        return None
-    if hint.polled_at_ms > now_ms:
-        # Redis's clock was set back.
-        return None
-    polled = sent - (now_ms - hint.polled_at_ms) / 1000
-    expires = sent + (hint.expires_at_ms - now_ms) / 1000
-    if polled < entry.polled:
-        # Told late, by a worker that was paused.
-        polled, expires = entry.polled, entry.expires
-    return _Entry(entry.reply, entry.digest, entry.listed_at_ms, polled, expires) if expires > sent else None
-
-
-def _entry(reply: Sequence[bytes], ttl_ms: int, hint: Hint | None, sent: float, now_ms: int) -> _Entry | None:
-    """Return what is to be held of a snapshot that was read; None for one that Redis itself has to be asked for."""
-    fields = fields_of(reply)
-    try:
-        digest, polled_at_ms, listed_at_ms = fields[b"digest"], int(fields[b"polled_at"]), int(fields[b"listed_at"])
-    except (KeyError, ValueError):
-        return None
-    if ttl_ms <= 0 or polled_at_ms > now_ms:
-        return None
-    polled, expires = sent - (now_ms - polled_at_ms) / 1000, sent + ttl_ms / 1000
-    if hint is not None:
-        expires = min(expires, polled + (hint.expires_at_ms - hint.polled_at_ms) / 1000)
-    return _Entry(reply, digest, listed_at_ms, polled, expires)
-
-
-def _without(held: dict[str, _Entry], targets: frozenset[str] | None) -> dict[str, _Entry]:
-    """Return what is held but of these targets; of none at all where that is None."""
-    if targets is None:
-        return {}
-    return {key: entry for key, entry in held.items() if not _is_of(targets, key.partition("{")[2].partition("}")[0])}
-
-
-def _is_of(targets: Collection[str], name: str) -> bool:
-    """Whether a target is one of these, or a user's on a server that is one of them."""
-    return name in targets or (user_of(name) is not None and server_of(name) in targets)
 
 
 def _next_commands(query: Query[Any], replies: list[Any] | None = None) -> list[Command] | StopIteration:

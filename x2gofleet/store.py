@@ -23,6 +23,7 @@ import redis
 from x2gofleet.connection import Command, Link, link_of, unavailable
 from x2gofleet.events import Change
 from x2gofleet.fleet import PublishedFleet
+from x2gofleet.hints import hint_field
 from x2gofleet.keys import Keys, server_of
 from x2gofleet.kinds import Kind
 from x2gofleet.snapshot import SCHEMA_VERSION
@@ -359,15 +360,22 @@ class Store:
         ((version, document),) = self._ask([command], "reading the published inventory")
         return PublishedFleet.from_json(document, version.decode()) if version and document else None
 
-    def drop_targets(self, targets: Iterable[str]) -> int:
-        """Delete all keys but the fence of targets that are in no inventory any more; return how many keys."""
+    def drop_targets(self, targets: Collection[str]) -> int:
+        """Delete all keys but the fence of targets that are in no inventory any more, and the hints of them.
+
+        Returns how many keys went.
+        """
         commands = []
         for target in targets:
             names = [self.keys.snapshot(target, kind) for kind in Kind]
             names += [self.keys.state(target), self.keys.lease(target), self.keys.events(target)]
             commands.append(("DEL", *names))
             self._clocks.pop(target, None)
-        return sum(self._ask(commands, "dropping removed targets"))
+        fields = [hint_field(target, kind) for target in targets for kind in Kind]
+        if not fields:
+            return 0
+        *dropped, _ = self._ask([*commands, ("HDEL", self.keys.fresh(), *fields)], "dropping removed targets")
+        return sum(dropped)
 
     def _scan(self, match: str, what: str) -> list[bytes]:
         try:

@@ -203,8 +203,11 @@ def read(reads: Reads, cache: FleetCache, stop: threading.Event) -> None:
 
 
 async def read_awaiting(reads: Reads, url: str, stop: threading.Event) -> None:
-    """Ask all the time, awaiting."""
+    """Ask all the time, awaiting, once the mirror is filled."""
     async with AsyncFleetCache.from_url(url, mirror=True) as cache:
+        while not cache._mirror.now.held and not stop.is_set():
+            await cache.is_cached("mate")
+            await asyncio.sleep(0.01)
         while not stop.is_set():
             await asyncio.sleep(0.003)
             asked_at = time.monotonic()
@@ -218,11 +221,14 @@ async def read_awaiting(reads: Reads, url: str, stop: threading.Event) -> None:
                 reads.told(number_of(found), asked_at, found.oldest_age, answered_at)
 
 
-# Prints each answer: when it was asked for, its listing, its age, when it was answered.
+# Prints each answer of a filled mirror: when it was asked for, its listing, its age, when it was answered.
 READER = """
 import sys, time, json
 from x2gofleet import CacheUnavailable, FleetCache
 cache = FleetCache.from_url(sys.argv[1], mirror=True)
+while not cache._mirror.now.held:
+    cache.is_cached("mate")
+    time.sleep(0.01)
 while True:
     time.sleep(0.003)
     asked_at = time.monotonic()
