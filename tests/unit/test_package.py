@@ -24,7 +24,7 @@ CONNECTION_LAYERS = (
     *("forks", "resolving", "urls", "tls", "failures", "node", "link", "aiolink"),
     *("discovery", "slots", "sentinel", "cluster", "__init__"),
 )
-UPPER_LAYERS = ("lookup", "questions", "mirror", "cache", "aio")
+UPPER_LAYERS = ("lookup", "questions", "held", "mirror", "cache", "aio")
 
 PROGRAM = """
 import sys
