@@ -24,7 +24,7 @@ CONNECTION_LAYERS = (
     *("forks", "resolving", "urls", "tls", "failures", "node", "link", "aiolink"),
     *("discovery", "slots", "sentinel", "cluster", "__init__"),
 )
-UPPER_LAYERS = ("lookup", "placement", "questions", "mirror", "cache", "aio")
+UPPER_LAYERS = ("lookup", "placement", "questions", "held", "mirror", "cache", "aio")
 
 PROGRAM = """
 import sys
