@@ -31,8 +31,11 @@ def first_cells(text: str) -> set[str]:
 def test_it_names_every_key_and_no_other() -> None:
     keys = Keys("NS")
     places = {
-        **{"target": "<target>", "server": "<server>", "worker_id": "<id>"},
-        **{"session_uuid": "<session_uuid>", "request_id": "<request>"},
+        "target": "<target>",
+        "server": "<server>",
+        "worker_id": "<id>",
+        "session_uuid": "<session_uuid>",
+        "request_id": "<request>",
     }
     made = set()
     for name, method in inspect.getmembers(keys, inspect.ismethod):
