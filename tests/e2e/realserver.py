@@ -179,8 +179,6 @@ class RealX2GoServer:
             display.stdout.close()
         self._displays.clear()
 
-    # --- the machine ---
-
     def path(self, inner: str) -> Path:
         """The server's file `inner` (absolute, no absolute symlinks in it) as this process can open it."""
         return self.namespace.path(inner)
@@ -229,8 +227,6 @@ class RealX2GoServer:
         self.path(file).write_text(f"{user} {rule}\n")
         self.path(file).chmod(0o440)
         self.run(["visudo", "--check", "--quiet", f"--file={file}"])
-
-    # --- sshd ---
 
     @property
     def known_hosts_line(self) -> str:
@@ -323,8 +319,6 @@ class RealX2GoServer:
             r"^debug1: userauth-request for user (\S+) service \S+ method (\S+)", self.sshd_log(), re.MULTILINE
         )
         return tuple(AuthenticationAttempt(user, method) for user, method in asked)
-
-    # --- X2Go sessions ---
 
     def insert_session(
         self,
@@ -450,8 +444,6 @@ class RealX2GoServer:
                 self._end_display(process, number)
                 self.run(["xauth", "-f", authority, "remove", f":{number}"], user)
 
-    # --- counting and replacing X2Go's commands ---
-
     def count_commands(self) -> CommandCounter:
         """Put counting wrappers in front of X2Go's listing commands, for the rest of the server's life."""
         log = self.namespace.disk / "var/log/x2go-commands.log"
@@ -483,8 +475,6 @@ class RealX2GoServer:
     def restore_command(self, command: str) -> None:
         """Put the original of a replaced or removed command back (without its counter)."""
         self.run(["install", "-m", "755", self._original(command), command])
-
-    # --- the session database ---
 
     @property
     def database(self) -> Path:
@@ -549,8 +539,6 @@ class RealX2GoServer:
             case None:
                 raise RuntimeError("the database is not broken")
         self._database_fault = None
-
-    # --- inner parts ---
 
     def _furnish(self) -> None:
         """Make the server's files: users, host name, X2Go's state, sshd's configuration and host key."""

@@ -111,8 +111,6 @@ class X2GoListSessionsCache:
         self._named: dict[tuple[str, str], tuple[str | None, float]] = {}
         self._told: set[str] = set()
 
-    # --- what X2GoClient calls ---
-
     def update(
         self,
         profile_name: str,
@@ -218,8 +216,6 @@ class X2GoListSessionsCache:
             found.setdefault(name, []).append(listed)
         return found
 
-    # --- the client's side ---
-
     def _connected(self) -> list[str]:
         return list(self.client_instance.client_connected_profiles(return_profile_names=True))
 
@@ -241,8 +237,6 @@ class X2GoListSessionsCache:
                 continue
             found.update(parsed.get_sessions())
         return found
-
-    # --- the fleet's side ---
 
     def _listing(self, profile_name: str, kind: Kind) -> _Listing | None:
         """Return what is known now without asking a server: the fleet's answer, else a recent one of the connection."""
@@ -332,8 +326,6 @@ class X2GoListSessionsCache:
                 self._told.clear()
             self._told.add(message)
             log.warning("%s", message)
-
-    # --- the client's own connection ---
 
     def _ask_live(self, profile_name: str, kind: Kind, control: Any) -> _Listing | None:
         """Ask the server over the client's connection; None where that takes too long, and its answer is kept then."""

@@ -110,8 +110,6 @@ class Activation:
             setattr(owner, name, original)
         self._originals.clear()
 
-    # --- where an answer comes from ---
-
     @contextmanager
     def _stepping(self, broker: Any, profile_id: str, username: str | None) -> Iterator[_Step]:
         outer = self._step.get()
@@ -153,8 +151,6 @@ class Activation:
             host = remote_agent.get("hostname") or remote_agent.get("hostaddr")
             name = f"the agent of {host}, port {remote_agent.get('port', 22)},"
         return self.live_agents.call(name, call)
-
-    # --- x2gobroker.agent ---
 
     def _ping(self, original: Callable[..., bool]) -> Callable[..., bool]:
         def ping(remote_agent: Any = None, *args: Any, **kwargs: Any) -> bool:
@@ -280,8 +276,6 @@ class Activation:
 
         return add_authorized_key
 
-    # --- x2gobroker.loadchecker and x2gobroker.utils ---
-
     def _checked_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def check_load(backend: str, profile_id: str, hostname: str | None = None) -> Any:
             step = self._step.get()
@@ -311,8 +305,6 @@ class Activation:
             return original(addr, port)
 
         return portscan
-
-    # --- x2gobroker.brokers.base_broker.X2GoBroker ---
 
     def _list_profiles(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def list_profiles(broker: Any, *args: Any, **kwargs: Any) -> Any:
