@@ -104,11 +104,11 @@ def entry_of(reply: Sequence[bytes], ttl_ms: int, hint: Hint | None, sent: float
     fields = fields_of(reply)
     try:
         digest, polled_at_ms, listed_at_ms = fields[b"digest"], int(fields[b"polled_at"]), int(fields[b"listed_at"])
-    except (KeyError, ValueError):
+        polled, expires = sent - (now_ms - polled_at_ms) / 1000, sent + ttl_ms / 1000
+    except (KeyError, ValueError, OverflowError):
         return None
     if ttl_ms <= 0 or polled_at_ms > now_ms:
         return None
-    polled, expires = sent - (now_ms - polled_at_ms) / 1000, sent + ttl_ms / 1000
     if hint is not None:
         expires = min(expires, polled + (hint.expires_at_ms - hint.polled_at_ms) / 1000)
     return Entry(reply, digest, listed_at_ms, polled, expires)

@@ -16,6 +16,8 @@ from x2gofleet.kinds import Kind
 HINTS_TTL_MS = 24 * 3600 * 1000
 CHANGES_KEPT = 1000
 DROPPED = ""
+# Sums and differences of times up to it are floats too.
+_LATEST_MS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,11 @@ class Hint:
         """Return what ``encode`` made a text of; None for any other."""
         try:
             polled_at, listed_at, expires_at, digest = text.decode("ascii").split(" ")
-            return cls(int(polled_at), int(listed_at), int(expires_at), digest)
+            hint = cls(int(polled_at), int(listed_at), int(expires_at), digest)
         except ValueError:
             return None
+        times = hint.polled_at_ms, hint.listed_at_ms, hint.expires_at_ms
+        return hint if all(0 <= time <= _LATEST_MS for time in times) else None
 
 
 def hint_field(target: str, kind: Kind) -> str:

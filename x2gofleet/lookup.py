@@ -116,13 +116,20 @@ def fields_of(reply: Any) -> dict[bytes, bytes]:
     return dict(zip(items, items, strict=True))
 
 
-def _number(value: bytes | None) -> int | None:
-    return None if value is None else int(value)
+def _number(value: bytes) -> int:
+    try:
+        return int(value)
+    except ValueError as exc:
+        raise SnapshotCorrupt(
+            f"what is stored of a target can't be read ({exc}): something other than an x2gofleet worker wrote it"
+        ) from exc
 
 
 def is_down(state: Sequence[bytes | None]) -> bool:
-    """Whether the newest poll failed; ``state`` is what ``down_command`` asked for."""
-    return any(failed is not None and int(failed) > int(good or 0) for good, failed in (state[0:2], state[2:4]))
+    """Whether the newest poll failed; ``state`` is what ``down_command`` asked for. Raises SnapshotCorrupt."""
+    return any(
+        failed is not None and _number(failed) > _number(good or b"0") for good, failed in (state[0:2], state[2:4])
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +203,7 @@ class Lookups:
         profile, username = replies[0]
         if profile is None:
             return None
-        return profile.decode(), username.decode() if username else None
+        return profile.decode("utf-8", "replace"), username.decode("utf-8", "replace") if username else None
 
     def register(self, session_uuid: str, profile_name: str, username: str | None) -> Query[None]:
         """Remember the profile and user of a session for a week."""
@@ -408,7 +415,7 @@ class Lookups:
         for index, target in enumerate(fleet.targets.values()):
             state, owner, *polled = replies[1 + index * width : 1 + (index + 1) * width]
             ages = {
-                kind: max(0, now_ms - int(value)) / 1000.0
+                kind: max(0, now_ms - _number(value)) / 1000.0
                 for kind, value in zip(kinds, polled, strict=True)
                 if value is not None
             }
@@ -575,7 +582,7 @@ def _target_status(
 ) -> TargetStatus:
     def newest(when: str) -> dict[Kind, int]:
         names = {kind: state.get(f"{kind.value}.{when}".encode()) for kind in Kind}
-        return {kind: int(value) for kind, value in names.items() if value is not None}
+        return {kind: _number(value) for kind, value in names.items() if value is not None}
 
     good, failed = newest("good_at"), newest("failed_at")
     broken = [kind for kind, at in failed.items() if at > good.get(kind, 0)]
@@ -586,6 +593,7 @@ def _target_status(
         up = False
     elif Kind.SESSIONS in ages or (ages and Kind.SESSIONS not in target.kinds):
         up = True
+    since = state.get(f"{main.value}.since".encode())
     text = state.get(f"{told.value}.error_text".encode(), b"") if broken else b""
     name = state.get(f"{told.value}.error_class".encode(), b"") if broken else b""
     return TargetStatus(
@@ -593,10 +601,10 @@ def _target_status(
         target.server,
         target.scope,
         up,
-        _number(state.get(f"{main.value}.since".encode())),
+        None if since is None else _number(since),
         ages,
         owner.decode() if owner else None,
-        int(state.get(f"{told.value}.failures".encode(), b"0")),
+        _number(state.get(f"{told.value}.failures".encode(), b"0")),
         name.decode(errors="replace"),
         text.decode(errors="replace"),
         max(good.values(), default=None),

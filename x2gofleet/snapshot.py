@@ -120,7 +120,7 @@ class Snapshot:
                 int(fields[b"rejected_rows"]),
                 max(0, now_ms - polled_at_ms) / 1000.0,
             )
-        except (KeyError, ValueError) as exc:
+        except (KeyError, ValueError, OverflowError) as exc:
             raise SnapshotCorrupt(
                 f"the {kind.value} snapshot of {target} can't be read ({type(exc).__name__}: {exc}): "
                 "something other than an x2gofleet worker wrote it"

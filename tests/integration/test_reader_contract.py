@@ -773,6 +773,32 @@ def test_a_snapshot_that_can_not_be_read_is_an_error_not_a_miss(
         cache.snapshots(profile_name="mate")
 
 
+def test_a_state_that_can_not_be_read_is_an_error(
+    cache: Any, publish: Publish, store_listing: StoreListing, redis_client: redis.Redis, keys: Keys
+) -> None:
+    publish({"mate": ["ts01", "ts02"]})
+    store_listing("ts01", "sessions", STDOUT["sessions"])
+    redis_client.hset(keys.state("ts02"), "sessions.failed_at", "yesterday")
+    redis_client.expire(keys.state("ts02"), 60)
+    for ask in (
+        lambda: cache.list_sessions(profile_name="mate"),
+        lambda: cache.is_cached("mate", cache_type="sessions"),
+        lambda: cache.find_sessions(username="alice"),
+        cache.servers,
+    ):
+        with pytest.raises(SnapshotCorrupt, match="something other than an x2gofleet worker"):
+            ask()
+
+
+def test_a_registration_that_can_not_be_read_is_of_no_profile(
+    cache: Any, publish: Publish, redis_client: redis.Redis, keys: Keys
+) -> None:
+    publish({"mate": ["ts01"]})
+    redis_client.hset(keys.uuid("6c3f"), mapping={"profile": b"m\xffte", "username": b"\xff"})
+    redis_client.expire(keys.uuid("6c3f"), 60)
+    assert cache.list_sessions("6c3f") is None
+
+
 def test_load_figures_that_no_worker_proved_are_corrupt(
     cache: Any, publish: Publish, store_listing: StoreListing
 ) -> None:

@@ -33,7 +33,9 @@ def test_the_text_of_a_hint() -> None:
     assert Hint(1, 2, 3, DIGEST).encode() == f"1 2 3 {DIGEST}"
 
 
-@pytest.mark.parametrize("text", [b"", b"1 2 3", b"1 2 x digest", b"1 2 3 4 5", b"\xff", b"1  2 3"])
+@pytest.mark.parametrize(
+    "text", [b"", b"1 2 3", b"1 2 x digest", b"1 2 3 4 5", b"\xff", b"1  2 3", b"1 2 -3 d", b"1 2 %d d" % 10**400]
+)
 def test_what_is_no_hint(text: bytes) -> None:
     assert Hint.decode(text) is None
 

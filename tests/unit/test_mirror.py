@@ -243,6 +243,14 @@ def test_a_hint_from_the_past_takes_nothing_back(mirror: Mirror, server: FakeRed
     assert (after.polled, after.expires) == (before.polled, before.expires)
 
 
+def test_times_beyond_all_times_are_left_to_redis(mirror: Mirror, server: FakeRedis) -> None:
+    server.listing("alice")
+    server.fresh["ts01:sessions"] = f"1 2 {'9' * 400} digest"
+    server.snapshots[KEYS.snapshot("ts01", Kind.SESSIONS)]["polled_at"] = "-" + "9" * 400
+    mirror.resync()
+    assert ask(mirror) is None
+
+
 def test_what_redis_polled_in_its_future_is_left_to_redis(mirror: Mirror, server: FakeRedis, clock: Clock) -> None:
     server.listing("alice")
     clock.redis_ms -= 3_600_000

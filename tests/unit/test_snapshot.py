@@ -84,6 +84,11 @@ def test_a_field_that_is_no_number_is_refused(name: str, value: bytes) -> None:
         decoded(**{name: value})
 
 
+def test_a_time_beyond_all_times_is_refused() -> None:
+    with pytest.raises(SnapshotCorrupt, match="sessions snapshot of ts01"):
+        decoded(polled_at=b"-1" + b"0" * 400)
+
+
 @pytest.mark.parametrize("name", ["worker", "digest"])
 def test_a_field_that_is_no_text_is_refused(name: str) -> None:
     with pytest.raises(SnapshotCorrupt, match="sessions snapshot of ts01"):
