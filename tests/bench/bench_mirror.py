@@ -15,7 +15,6 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from x2gofleet_workers.hints import HintTeller
 
 from tests.bench.bench_lookup import ratio, valkey_on_loopback
 from tests.bench.bench_parsing import sessions_stdout
+from tests.bench.plot import save
 from x2gofleet.cache import FleetCache
 from x2gofleet.connection import client_from_url, link_from_url
 from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
@@ -247,39 +247,15 @@ def _lookups(url: str) -> list[Row]:
     return rows
 
 
-def plot(measured: list[Measured]) -> str:
-    """Return an SVG of the CPU and the memory of an idle mirror, by number of servers; both axes are logarithmic."""
-    width, height, left, bottom, top = 640, 340, 40, 40, 80
-    step = (width - left - 80) / max(1, len(measured) - 1)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    series = (
-        ("CPU of an idle mirror, % of a core", "#1f77b4", [item.cpu_share * 100 for item in measured]),
-        ("memory held, MiB", "#d62728", [max(item.held_kib, 1) / 1024 for item in measured]),
-        ("a resync, ms", "#2ca02c", [item.resync_seconds * 1000 for item in measured]),
-    )
-    lowest, highest = 0.01, 100.0
-
-    def y_of(value: float) -> float:
-        part = (log10(max(value, lowest)) - log10(lowest)) / (log10(highest) - log10(lowest))
-        return height - bottom - part * (height - bottom - top)
-
-    for index, (label, colour, values) in enumerate(series):
-        points = [(left + step * number, y_of(value)) for number, value in enumerate(values)]
-        line = " ".join(f"{x:.0f},{y:.0f}" for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{left}" y="{20 + 18 * index}" fill="{colour}">{label}</text>')
-        parts += [
-            f'<text x="{x + 4:.0f}" y="{y - 6:.0f}" fill="{colour}">{value:.2f}</text>'
-            for (x, y), value in zip(points, values, strict=True)
-        ]
-    parts += [
-        f'<text x="{left + step * number:.0f}" y="{height - 15}">{item.servers} servers, {item.sessions} rows</text>'
-        for number, item in enumerate(measured)
-    ]
-    return "\n".join([*parts, "</svg>\n"])
+def plot(path: Path, measured: list[Measured]) -> None:
+    """Write how an idle mirror's cost grows with the fleet."""
+    panels = {
+        "CPU of an idle mirror, % of a core": [item.cpu_share * 100 for item in measured],
+        "memory held, MiB": [item.held_kib / 1024 for item in measured],
+        "a resync, ms": [item.resync_seconds * 1000 for item in measured],
+    }
+    sizes = [item.servers for item in measured]
+    save(path, sizes, f"servers of {SESSIONS_PER_SERVER} sessions", panels)
 
 
 def run(plot_file: Path | None = None) -> list[Row]:
@@ -291,7 +267,7 @@ def run(plot_file: Path | None = None) -> list[Row]:
             rows = _lookups(url)
     measured = [measure(servers) for servers in SIZES]
     if plot_file is not None:
-        plot_file.write_text(plot(measured), encoding="utf-8")
+        plot(plot_file, measured)
     for item in measured:
         goal = "<= 0.01" if item.servers <= 100 else ""
         what = f"mirror of {item.servers} servers, idle: {item.cpu_share:.2%} of a core"

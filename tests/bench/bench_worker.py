@@ -22,6 +22,7 @@ import redis
 from x2gofleet_workers.embedded import EmbeddedValkey
 from x2gofleet_workers.ownership import fair_share
 
+from tests.bench.plot import save
 from x2gofleet.connection import client_from_url
 
 Row = tuple[str, str, float, str]
@@ -143,43 +144,20 @@ def share_seconds(targets: int, workers: int) -> float:
     return time.process_time() - started
 
 
-def plot(measured: list[Measured]) -> str:
-    """Return an SVG of the worker's CPU for each poll and its memory for each target, by number of targets."""
-    width, height, left, bottom = 640, 320, 70, 40
-    step = (width - left - 40) / max(1, len(measured) - 1)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    series = (
-        ("CPU for an unchanged poll, ms", "#1f77b4", [item.worker_cpu_seconds * 1e3 for item in measured]),
-        ("memory for each target, MiB", "#d62728", [item.memory_kib / 1024 for item in measured]),
-    )
-    for index, (label, colour, values) in enumerate(series):
-        top = max(values) * 1.15
-        points = [
-            (left + step * number, height - bottom - value / top * (height - bottom - 60))
-            for number, value in enumerate(values)
-        ]
-        line = " ".join(f"{x:.0f},{y:.0f}" for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{left}" y="{20 + 18 * index}" fill="{colour}">{label}</text>')
-        parts += [
-            f'<text x="{x + 4:.0f}" y="{y - 6:.0f}" fill="{colour}">{value:.2f}</text>'
-            for (x, y), value in zip(points, values, strict=True)
-        ]
-    parts += [
-        f'<text x="{left + step * number:.0f}" y="{height - 15}" text-anchor="middle">{item.targets} targets</text>'
-        for number, item in enumerate(measured)
-    ]
-    return "\n".join([*parts, "</svg>\n"])
+def plot(path: Path, measured: list[Measured]) -> None:
+    """Write the worker's CPU for each poll and its memory for each target, by number of targets."""
+    panels = {
+        "CPU for an unchanged poll, ms": [item.worker_cpu_seconds * 1e3 for item in measured],
+        "memory for each target, MiB": [item.memory_kib / 1024 for item in measured],
+    }
+    save(path, [item.targets for item in measured], "targets", panels)
 
 
 def run(plot_file: Path | None = None) -> list[Row]:
     """Return (what, baseline, ratio, goal) of each measurement."""
     measured = [measure(*size) for size in SIZES]
     if plot_file is not None:
-        plot_file.write_text(plot(measured), encoding="utf-8")
+        plot(plot_file, measured)
     base = measured[0]
     rows: list[Row] = []
     for item in measured:
