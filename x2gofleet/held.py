@@ -11,6 +11,7 @@ from x2gofleet.hints import Hint
 from x2gofleet.keys import server_of, user_of
 from x2gofleet.lookup import Command, Lookups, fields_of
 from x2gofleet.questions import Listed, Questions
+from x2gofleet.rows import SessionInfo
 from x2gofleet.snapshot import Snapshot
 
 RELIST_MS = 55_000
@@ -58,28 +59,56 @@ NOTHING_KNOWN = Generation()
 """Nobody puts answers to it: it has no questions."""
 
 
+@dataclass(slots=True)
+class _Parsed:
+    """What was parsed of one listing, by user; None is all of them. ``whole``: who is not in it has no rows."""
+
+    stdout: bytes
+    by_user: dict[str | None, Listed] = field(default_factory=dict)
+    whole: bool = False
+    asked: int = 0
+
+
+_NO_ROWS: Listed = ([], ())
+_ASKED_OF_A_PART = 3
+
+
 class RememberingQuestions(Questions):
-    """Parses what is held once for each user that is asked for."""
+    """Parses what is held once; what it remembers grows with what is held, not with who is asked for."""
 
     def __init__(self, lookups: Lookups) -> None:
         super().__init__(lookups)
-        self._known: dict[str, tuple[bytes, dict[str | None, Listed]]] = {}
+        self._known: dict[str, _Parsed] = {}
 
     def listed(self, snapshot: Snapshot, username: str | None) -> Listed:
         known = self._known.get(snapshot.target)
         # What is held is the same object for as long as it does not change.
-        if known is None or known[0] is not snapshot.stdout or len(known[1]) >= ANSWERS_KEPT:
-            known = self._known[snapshot.target] = snapshot.stdout, {}
-        found, whole = known[1].get(username), known[1].get(None)
+        if known is None or known.stdout is not snapshot.stdout:
+            known = self._known[snapshot.target] = _Parsed(snapshot.stdout)
+        found = known.by_user.get(username)
         if found is not None:
             return found
-        if whole is None or whole[1]:
-            found = super().listed(snapshot, username)
-        else:
-            # No line was rejected, so that a user's lines are that user's rows.
-            found = [row for row in whole[0] if row.username == username], ()
-        known[1][username] = found
+        if known.whole:
+            return _NO_ROWS
+        known.asked += 1
+        if username is None or (known.asked >= _ASKED_OF_A_PART and None not in known.by_user):
+            self._known[snapshot.target] = self._parsed_whole(snapshot)
+            return self.listed(snapshot, username)
+        found = super().listed(snapshot, username)
+        if found != _NO_ROWS:
+            known.by_user[username] = found
         return found
+
+    def _parsed_whole(self, snapshot: Snapshot) -> _Parsed:
+        rows, rejected = super().listed(snapshot, None)
+        parsed = _Parsed(snapshot.stdout, {None: (rows, rejected)}, not rejected, _ASKED_OF_A_PART)
+        if parsed.whole:
+            # No line was rejected, so that a user's lines are that user's rows.
+            by_user: dict[str, list[SessionInfo]] = {}
+            for row in rows:
+                by_user.setdefault(row.username, []).append(row)
+            parsed.by_user.update((name, (of_user, ())) for name, of_user in by_user.items())
+        return parsed
 
 
 def confirmed(entry: Entry | None, hint: Hint | None, sent: float, now_ms: int) -> Entry | None:
