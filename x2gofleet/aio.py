@@ -50,12 +50,12 @@ class AsyncFleetCache:
         url: str,
         *,
         namespace: str = DEFAULT_NAMESPACE,
-        mirror: bool | Collection[str] = False,
+        mirror: bool | Collection[str] | None = False,
         lookup_seconds: float = LOOKUP_SECONDS,
     ) -> Self:
         """Return a cache that reads from the Redis at ``url``, as FleetCache does; connects at the first call.
 
-        Raises ValueError for another URL or namespace.
+        Raises ValueError for another URL, namespace or mirror.
         """
         followed = mirror_from_url(url, Keys(namespace), mirror)
         link = async_link_from_url(url, **link_options(lookup_seconds))

@@ -104,7 +104,7 @@ class FleetCache:
         url: str,
         *,
         namespace: str = DEFAULT_NAMESPACE,
-        mirror: bool | Collection[str] = False,
+        mirror: bool | Collection[str] | None = False,
         lookup_seconds: float = LOOKUP_SECONDS,
     ) -> Self:
         """Return a cache that reads from the Redis, Sentinel group or Cluster at ``url``; connects at the first call.
@@ -115,7 +115,7 @@ class FleetCache:
         With ``mirror=True`` the fleet is held in this process, with a collection of profile names what these need:
         then lookups are answered without Redis (docs/mirror.md). A lookup that Redis does not answer has
         ``lookup_seconds`` in all, then CacheUnavailable is raised; connecting may take a quarter of it, an exchange
-        half. Raises ValueError for another URL, namespace or time.
+        half. Raises ValueError for another URL, namespace, mirror or time.
         """
         followed = mirror_from_url(url, Keys(namespace), mirror)
         link = link_from_url(url, **link_options(lookup_seconds))
@@ -362,7 +362,8 @@ class FleetCache:
     def resync(self) -> None:
         """Bring the mirror up to date with what workers have told; returns at once where there is no mirror.
 
-        For who must see what another process has just done. Raises CacheUnavailable where that took more than 2 s.
+        For who must see what another process has just done. Raises CacheUnavailable where that took more than 2 s,
+        SnapshotCorrupt where the inventory can't be read.
         """
         self._mirror.resync()
 

@@ -127,10 +127,10 @@ class Mirror:
     ) -> None:
         """Follow the fleet over ``link``, which nobody else uses and whose command timeout is COMMAND_SECONDS at least.
 
-        ``profiles`` are names; None is the whole fleet.
+        ``profiles`` are names; None is the whole fleet. Raises ValueError for what are no names.
         """
-        if isinstance(profiles, str):
-            raise ValueError(f"give a collection of profile names, not the text {profiles!r}")
+        if profiles is not None and not _are_names(profiles):
+            raise ValueError(f"give True, False or a collection of profile names for a mirror, not {profiles!r}")
         self.breaker = Breaker()
         self._link, self._keys, self._monotonic = link, keys, monotonic
         self._profiles = None if profiles is None else frozenset(profiles)
@@ -149,8 +149,9 @@ class Mirror:
         self._changing = threading.Lock()
         self._seen: dict[bytes, bytes] = {}
         self._names: dict[bytes, _Name | None] = {}
-        self._forgotten: list[frozenset[str] | None] = []
+        self._forgotten: set[frozenset[str] | None] = set()
         self._registered: dict[str, tuple[float, Any]] = {}
+        self._unregistered_at = -math.inf
         self._position = b"0-0"
         self._synced_at = -math.inf
         self._told = ""
@@ -229,16 +230,24 @@ class Mirror:
             asked_at = self._monotonic()
             replies = yield commands
             if reads and replies[0][0] is not None:
-                if len(self._registered) >= ANSWERS_KEPT:
-                    self._registered.clear()
-                self._registered[about] = asked_at + REGISTERED_SECONDS, replies[0]
-            elif about:
+                self._register(about, asked_at, replies[0])
+            elif about and (not reads or about in self._registered):
                 self._unregister(about)
             commands = _next_commands(query, replies)
         return commands.value  # type: ignore[no-any-return]
 
+    def _register(self, key: str, asked_at: float, reply: Any) -> None:
+        with self._changing:
+            if asked_at <= self._unregistered_at:
+                # Another thread may have changed it since.
+                return
+            if len(self._registered) >= ANSWERS_KEPT:
+                self._registered.clear()
+            self._registered[key] = asked_at + REGISTERED_SECONDS, reply
+
     def _unregister(self, key: str) -> None:
         with self._changing:
+            self._unregistered_at = self._monotonic()
             self._registered.pop(key, None)
             self.now = self.now.next()
 
@@ -248,11 +257,15 @@ class Mirror:
             questions, targets = self.now.questions, None
             if profile_name is not None and questions is not None and (fleet := questions.lookups.known) is not None:
                 targets = frozenset(fleet.profiles.get(profile_name, ()))
-            self._forgotten.append(targets)
+            self._forgotten.add(targets)
             self.now = self.now.next(held=without(self.now.held, targets))
 
     def resync(self, *, timeout_seconds: float = ROUND_SECONDS) -> None:
-        """Take over now what workers have told. Raises CacheUnavailable where that could not be done in time."""
+        """Take over now what workers have told.
+
+        Raises CacheUnavailable where that could not be done in time, SnapshotCorrupt for an inventory that no worker
+        wrote.
+        """
         deadline = self._monotonic() + timeout_seconds
         if not self._exchanging.acquire(timeout=timeout_seconds):
             raise CacheUnavailable(f"the mirror could not be brought up to date within {timeout_seconds:g} s")
@@ -275,9 +288,15 @@ class Mirror:
 
     def _start(self) -> None:
         with self._changing:
-            if self._feed is None and not self._closed:
-                self._feed = _Feed(self, self._link)
+            if self._feed is not None or self._closed:
+                return
+            self._feed = _Feed(self, self._link)
+            try:
                 self._feed.start()
+            except RuntimeError as exc:
+                # Too many threads, or Python is about to end.
+                self._feed = None
+                self._tell(f"no thread can be had: {exc}")
 
     def is_fed_by(self, feed: object) -> bool:
         """Whether this is the feed that keeps the mirror."""
@@ -319,9 +338,13 @@ class Mirror:
         self._synced_at = -math.inf
         if isinstance(cause, Exception) and opens_breaker(cause):
             self.breaker.failed(str(failure))
-        elif self._told != str(failure):
+        else:
+            self._tell(str(failure))
+
+    def _tell(self, failure: str) -> None:
+        if self._told != failure:
             log.warning("the mirror can't follow the fleet, lookups ask Redis: %s", failure)
-            self._told = str(failure)
+            self._told = failure
 
     def _ask(self, commands: Sequence[Command], deadline: float) -> list[Any]:
         try:
@@ -349,6 +372,7 @@ class Mirror:
         questions = before.questions if version is not None and version == before.version else None
         if questions is None:
             questions, version = self._read_fleet(deadline)
+            self._miss_profiles(questions)
         told = fields_of(hints)
         held: dict[str, Entry] = {}
         fetch = self._compare(questions, told, before.held, held, sent, time_ms(clock))
@@ -369,6 +393,17 @@ class Mirror:
             commands = _next_commands(query, self._ask(commands, deadline))
         fleet: PublishedFleet | None = commands.value
         return (RememberingQuestions(lookups), fleet.version.encode()) if fleet is not None else (None, b"")
+
+    def _miss_profiles(self, questions: Questions | None) -> None:
+        """Warn of profiles that are to be followed and are not there: a name may be misspelt."""
+        fleet = questions.lookups.known if questions is not None else None
+        missing = sorted(self._profiles - fleet.profiles.keys()) if fleet is not None and self._profiles else ()
+        if missing and fleet is not None:
+            log.warning(
+                "the mirror is to follow %s, which the published inventory does not have; known profiles: %s",
+                ", ".join(map(repr, missing)),
+                ", ".join(fleet.profiles) or "none",
+            )
 
     def _scope(self, questions: Questions) -> frozenset[str] | None:
         """Return the targets that are followed; None for every one of the fleet."""
@@ -550,12 +585,18 @@ class _Feed:
         return mirror.follow() if mirror is not None and mirror.is_fed_by(self) else None
 
 
-def mirror_from_url(url: str, keys: Keys, wanted: bool | Collection[str]) -> Mirror | NoMirror:
-    """Return a mirror of the whole fleet (True), of some profiles (their names), or none (False).
+def _are_names(profiles: object) -> bool:
+    if isinstance(profiles, str) or not isinstance(profiles, Collection):
+        return False
+    return all(isinstance(name, str) for name in profiles)
 
-    Raises ValueError for a URL that is not understood.
+
+def mirror_from_url(url: str, keys: Keys, wanted: bool | Collection[str] | None) -> Mirror | NoMirror:
+    """Return a mirror of the whole fleet (True), of some profiles (their names), or none (False or None).
+
+    Raises ValueError for a URL that is not understood, and for what are no names.
     """
-    if wanted is False:
+    if wanted is None or wanted is False:
         return NoMirror()
     link = link_from_url(url, command_timeout_seconds=COMMAND_SECONDS)
     return Mirror(link, keys, profiles=None if wanted is True else wanted)

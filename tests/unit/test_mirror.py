@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,13 +13,15 @@ import redis
 
 from x2gofleet.connection import Command
 from x2gofleet.errors import CacheUnavailable
+from x2gofleet.held import ANSWERS_KEPT, RememberingQuestions
 from x2gofleet.hints import Hint
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
-from x2gofleet.mirror import ALIVE_SECONDS, BRIDGE_SECONDS, Mirror
+from x2gofleet.lookup import Lookups
+from x2gofleet.mirror import ALIVE_SECONDS, BRIDGE_SECONDS, Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
 from x2gofleet.questions import Questions
-from x2gofleet.snapshot import digest_of
+from x2gofleet.snapshot import Snapshot, digest_of
 
 KEYS = Keys("ns")
 TTL_MS = 15_000
@@ -361,3 +365,116 @@ def test_answers_are_bounded(mirror: Mirror, server: FakeRedis, monkeypatch: pyt
         )
         assert found
     assert len(mirror.now.sessions) <= 3
+
+
+def ask_by_uuid(mirror: Mirror, reply: list[Any]) -> None:
+    """Ask Redis, as a cache does, which replies ``reply`` to the question what a session UUID stands for."""
+    query = mirror.watched(Questions(Lookups(KEYS)).is_cached(None, "6c3f", "sessions"))
+    next(query)
+    with contextlib.suppress(StopIteration):
+        query.send([reply])
+
+
+def test_an_unknown_uuid_takes_no_answers_from_others(mirror: Mirror, server: FakeRedis) -> None:
+    server.listing("alice")
+    mirror.resync()
+    assert ask(mirror)
+    ask_by_uuid(mirror, [None, None])
+    assert mirror.now.sessions
+    ask_by_uuid(mirror, [b"one", b""])
+    ask_by_uuid(mirror, [None, None])
+    assert not mirror.now.sessions
+
+
+def test_a_registration_that_was_read_before_it_was_forgotten_is_not_remembered(
+    mirror: Mirror, server: FakeRedis, clock: Clock
+) -> None:
+    server.listing("alice")
+    mirror.resync()
+    question: Callable[[Questions], Any] = lambda asked: asked.is_cached(None, "6c3f", "sessions")  # noqa: E731
+    reading = mirror.watched(Questions(Lookups(KEYS)).is_cached(None, "6c3f", "sessions"))
+    next(reading)
+    clock.pass_by(0.01)
+    forgetting = mirror.watched(Questions(Lookups(KEYS)).forget_session("6c3f"))
+    next(forgetting)
+    with contextlib.suppress(StopIteration):
+        forgetting.send([1])
+    reading.send([[b"one", b""]])
+    assert mirror.answer("cached", "6c3f", question) is None
+    clock.pass_by(0.01)
+    ask_by_uuid(mirror, [b"one", b""])
+    assert mirror.answer("cached", "6c3f", question) is True
+
+
+def test_what_is_to_be_forgotten_is_bounded(mirror: Mirror, server: FakeRedis) -> None:
+    server.listing("alice")
+    mirror.resync()
+    for _ in range(100):
+        mirror.forget("one")
+        mirror.forget()
+    assert len(mirror._forgotten) == 2
+
+
+def test_memory_does_not_grow_with_who_is_asked_for(mirror: Mirror, server: FakeRedis) -> None:
+    server.listing("alice")
+    mirror.resync()
+    questions = mirror.now.questions
+    assert isinstance(questions, RememberingQuestions)
+    for number in range(2 * ANSWERS_KEPT):
+        user = f"user{number}"
+        mirror.answer("sessions", user, lambda asked, user=user: asked.list_sessions(profile_name="one", username=user))  # type: ignore[misc]
+    (parsed,) = questions._known.values()
+    assert set(parsed.by_user) == {None, "alice"}
+    assert len(mirror.now.sessions) <= ANSWERS_KEPT
+
+
+@pytest.mark.parametrize("rejected", [b"", b"no|alice|row\n"])
+def test_what_is_remembered_of_users_is_what_the_listing_says(rejected: bytes) -> None:
+    users = ["alice", "bob", "al", "alice@example.org"]
+    stdout = b"".join(ROW % (user.encode(), user.encode()) for user in users) + rejected
+    snapshot = Snapshot("ts01", Kind.SESSIONS, stdout, 0, 1, 1, 1, "d", 1, 1, 1, "w1")
+    plain, remembering = Questions(Lookups(KEYS)), RememberingQuestions(Lookups(KEYS))
+    for user in [*users, "ali", "", "|", None, "bo", *users, None, "ali"]:
+        assert remembering.listed(snapshot, user) == plain.listed(snapshot, user)
+
+
+def test_without_a_thread_lookups_ask_redis(
+    server: FakeRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    mirror = Mirror(server, KEYS, monotonic=clock)  # type: ignore[arg-type]
+    assert ask(mirror) is None
+    assert ask(mirror) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "the mirror can't follow the fleet, lookups ask Redis: no thread can be had: can't start new thread"
+    ]
+    server.listing("alice")
+    mirror.resync()
+    assert ask(mirror)
+    mirror.close()
+    assert ask(mirror) is None
+
+
+@pytest.mark.parametrize("profiles", ["mate", b"mate", 1, [1], object(), [["mate"]]])
+def test_what_are_no_names_of_profiles(profiles: Any) -> None:
+    with pytest.raises(ValueError, match="True, False or a collection of profile names"):
+        mirror_from_url("redis://127.0.0.1:1/0", KEYS, profiles)
+
+
+@pytest.mark.parametrize("wanted", [None, False])
+def test_no_mirror_is_wanted(wanted: bool | None) -> None:
+    assert isinstance(mirror_from_url("redis://127.0.0.1:1/0", KEYS, wanted), NoMirror)
+
+
+def test_profiles_that_the_inventory_has_not_are_told_once(
+    server: FakeRedis, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = Mirror(server, KEYS, profiles=["mte", "one"], monotonic=clock)  # type: ignore[arg-type]
+    mirror.resync()
+    mirror.resync()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the mirror is to follow 'mte', which the published inventory does not have; known profiles: one, mate"
+    ]
