@@ -5,7 +5,7 @@ Formats: x2gobroker 0.0.4.3, agent.py and x2gobroker-agent.pl; x2goserver 4.1.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from x2gofleet.errors import SnapshotCorrupt
@@ -106,7 +106,7 @@ def session_rows(view: BrokerView, username: str, matching: Matching) -> list[st
 
     The listing of root differs in what x2golistsessions leaves out (shadow sessions) and mends (spaces, ``*``).
     Suspended sessions come before running ones, the newest first: a broker takes the first. A host name that the broker
-    would not know again is written as its profile does.
+    would not know again, or would take for another host, is written as its profile does.
     """
     mark = f"|{username}|".encode("utf-8", "surrogateescape")
     found: list[tuple[SessionInfo, str, str]] = []
@@ -120,11 +120,16 @@ def session_rows(view: BrokerView, username: str, matching: Matching) -> list[st
                 if row is not None and "XSHAD" not in row.name:
                     found.append((row, host, line))
     found.sort(key=lambda each: (each[0].status == "S", each[0].date_created), reverse=True)
-    said = [row.hostname for row, _, _ in found]
-    known = matching(list(view.standings), said) if said else ()
-    if all(name in known for name in said):
+    said, hosts = [row.hostname for row, _, _ in found], list(view.standings)
+    known = matching(hosts, said) if said else ()
+    if all(row.hostname in known and _leads_to(row.hostname, hosts) == host for row, host, _ in found):
         return [line for _, _, line in found]
     return [_with_host(line, host) for _, host, line in found]
+
+
+def _leads_to(name: str, hosts: Sequence[str]) -> str | None:
+    """Return the host to which the broker sends whose session names ``name``: of ts10.a and ts1.a the first for ts1."""
+    return name if name in hosts else next((host for host in hosts if host.startswith(name)), None)
 
 
 def _with_host(line: str, host: str) -> str:

@@ -1,0 +1,107 @@
+"""Debian's x2gobroker in one process with the adapter, over a fleet that is only told of: which server a login gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import FleetBuilder
+from tests.integration.reader import LOAD, row, session_name
+from tests.system_python import SystemPython, require
+from x2gofleet.cache import FleetCache
+from x2gofleet.kinds import Kind
+
+# No agent can be asked: what the fleet does not answer fails the test.
+SET_UP = """
+import os
+os.environ.update(X2GOBROKER_DEBUG="1", X2GOBROKER_TESTSUITE="1", X2GOBROKER_CONFIG={config!r})
+os.environ["X2GOBROKER_SESSIONPROFILES"] = {profiles!r}
+import x2gobroker.agent
+import x2gobroker.brokers.inifile_broker
+from x2gofleet.adapters import x2gobroker as adapter
+from x2gofleet.adapters.broker_settings import BrokerSettings
+
+asked = []
+
+def no_agent(task, **arguments):
+    asked.append(task)
+    return False, []
+
+x2gobroker.agent.has_remote_broker_agent_setup = lambda: True
+x2gobroker.agent._call_remote_broker_agent = lambda username, task, **arguments: no_agent(task)
+activation = adapter.activate(BrokerSettings(**{settings!r}))
+
+def broker():
+    return x2gobroker.brokers.inifile_broker.X2GoBroker()
+"""
+CONFIG = "[global]\ndefault-agent-query-mode = SSH\n[broker_inifile]\nenable = true\n"
+
+
+class Broker:
+    """x2gobroker's backend in another process."""
+
+    def __init__(self, side: SystemPython) -> None:
+        self.side = side
+
+    def select(self, username: str = "alice", profile: str = "mate") -> dict[str, Any]:
+        """Return what the broker tells a client that selected a session; no agent was asked."""
+        selected: dict[str, Any] = self.side.value(f"broker().select_session({profile!r}, {username!r})")
+        assert self.side.value("asked") == []
+        return selected
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def start(valkey_url: str, namespace: str, tmp_path: Path) -> Start:
+    """Start a broker with a profile `mate` of some hosts."""
+    require("x2gobroker", "x2gobroker-daemon")
+
+    @contextmanager
+    def started(hosts: str, *, load_checker: bool = False, **settings: Any) -> Iterator[Broker]:
+        config, profiles = tmp_path / "x2gobroker.conf", tmp_path / "profiles.conf"
+        config.write_text(CONFIG)
+        profiles.write_text(
+            f"[DEFAULT]\ncommand = MATE\nbroker-use-load-checker = {json.dumps(load_checker)}\n\n"
+            f"[mate]\nname = mate\nhost = {hosts}\n"
+        )
+        settings = {"redis_url": valkey_url, "namespace": namespace, **settings}
+        with SystemPython(tmp_path / "home") as side:
+            side.run(SET_UP.format(config=str(config), profiles=str(profiles), settings=settings))
+            yield Broker(side)
+
+    return started
+
+
+@pytest.fixture
+def reader(valkey_url: str, namespace: str) -> Iterator[FleetCache]:
+    """A reader of the test's namespace."""
+    with FleetCache.from_url(valkey_url, namespace=namespace) as cache:
+        yield cache
+
+
+def told(fleet: FleetBuilder, *servers: str, load: tuple[str, ...] = (), **more: Any) -> None:
+    """Publish profile mate of idle servers; of those in ``load`` the load is known too."""
+    fleet.publish({"mate": servers}, **more)
+    for server in servers:
+        fleet.listing(server, Kind.SESSIONS, b"")
+    for server in load:
+        fleet.listing(server, Kind.LOAD, LOAD)
+
+
+@pytest.mark.parametrize("said", ["ts1", "ts1.example.org", "TS1"])
+def test_a_session_is_resumed_where_it_is_whatever_other_names_begin_with(
+    start: Start, fleet: FleetBuilder, said: str
+) -> None:
+    told(fleet, "ts10", "ts1")
+    fleet.listing("ts1", Kind.SESSIONS, row(status="S", hostname=said))
+    with start("ts10.example.org, ts1.example.org") as broker:
+        selected = broker.select()
+    assert selected["server"] == "ts1.example.org"
+    assert selected["session_info"].split("|")[1] == session_name("alice")
