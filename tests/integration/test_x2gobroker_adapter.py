@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,3 +106,27 @@ def test_a_session_is_resumed_where_it_is_whatever_other_names_begin_with(
         selected = broker.select()
     assert selected["server"] == "ts1.example.org"
     assert selected["session_info"].split("|")[1] == session_name("alice")
+
+
+@pytest.mark.parametrize("known", [("ts01",), ("ts01", "ts02")])
+def test_a_drained_server_gets_nobody_whatever_load_is_known(
+    start: Start, fleet: FleetBuilder, reader: FleetCache, known: tuple[str, ...]
+) -> None:
+    told(fleet, "ts01", "ts02", load=known, drained=("ts01",))
+    with start("ts01, ts02 (10.0.0.2:2222)", load_checker=True) as broker:
+        assert broker.select() == {"server": "10.0.0.2", "port": 2222}
+    assert reader.reservations("mate") == {"ts01": 0, "ts02": 1}
+
+
+def test_where_the_chosen_server_can_not_be_reached_another_takes_the_login_but_no_drained_one(
+    start: Start, fleet: FleetBuilder, reader: FleetCache
+) -> None:
+    told(fleet, "ts01", "ts02", "ts03", drained=("ts02",))
+    fleet.listing("ts03", Kind.SESSIONS, row("bob", 50) + row("carol", 51))
+    with socket.create_server(("127.0.0.1", 0)) as drained, socket.create_server(("127.0.0.1", 0)) as busy:
+        ports = drained.getsockname()[1], busy.getsockname()[1]
+        # Nothing listens on port 1.
+        hosts = f"ts01 (127.0.0.1:1), ts02 (127.0.0.1:{ports[0]}), ts03 (127.0.0.1:{ports[1]})"
+        with start(hosts, trust_polls=False) as broker:
+            assert broker.select() == {"server": "127.0.0.1", "port": ports[1]}
+    assert reader.reservations("mate") == {"ts01": 0, "ts02": 0, "ts03": 1}

@@ -282,7 +282,10 @@ class Activation:
             view = step.view() if step is not None and step.profile_id == profile_id else None
             figures = answers.load_figures(view) if view is not None else {}
             if any(isinstance(figure, int) for figure in figures.values()):
-                return figures if hostname is None else figures.get(hostname, answers.UNAVAILABLE)
+                if hostname is not None:
+                    return figures.get(hostname, answers.UNAVAILABLE)
+                # The broker passes over a host without a figure, though it may be the one that was chosen.
+                return {} if answers.UNAVAILABLE in figures.values() else figures
             failed: Any = {} if hostname is None else answers.UNAVAILABLE
             if self.settings.fallback == "none":
                 return failed
@@ -297,12 +300,14 @@ class Activation:
     def _portscan(self, original: Callable[..., bool]) -> Callable[..., bool]:
         def portscan(addr: str, port: Any = 22) -> bool:
             step = self._step.get()
-            view = step.view() if step is not None and self.settings.trust_polls else None
-            if step is not None and view is not None:
-                host = step.profile.host_at(addr, port)
-                if host is not None:
-                    return view.is_up(host.name)
-            return original(addr, port)
+            view = step.view() if step is not None else None
+            host = step.profile.host_at(addr, port) if step is not None else None
+            if step is None or view is None or host is None:
+                return original(addr, port)
+            if step.placed is not None and view.is_drained(host.name):
+                # Not for a new session: the broker goes on to the next.
+                return False
+            return view.is_up(host.name) if self.settings.trust_polls else original(addr, port)
 
         return portscan
 
