@@ -40,6 +40,15 @@ activation = adapter.activate(BrokerSettings(**{settings!r}))
 def broker():
     return x2gobroker.brokers.inifile_broker.X2GoBroker()
 """
+NO_WRITES = """
+from x2gofleet.errors import CacheUnavailable
+
+def refused(*arguments, **more):
+    raise CacheUnavailable("read only")
+
+reader = activation.fleet._reader()
+reader.place = reader.reserve = reader.release = refused
+"""
 CONFIG = "[global]\ndefault-agent-query-mode = SSH\n[broker_inifile]\nenable = true\n"
 
 
@@ -130,3 +139,12 @@ def test_where_the_chosen_server_can_not_be_reached_another_takes_the_login_but_
         with start(hosts, trust_polls=False) as broker:
             assert broker.select() == {"server": "127.0.0.1", "port": ports[1]}
     assert reader.reservations("mate") == {"ts01": 0, "ts02": 0, "ts03": 1}
+
+
+def test_a_drained_server_gets_nobody_where_nothing_can_be_reserved(start: Start, fleet: FleetBuilder) -> None:
+    told(fleet, "ts01", "ts02", drained=("ts01",))
+    fleet.listing("ts02", Kind.SESSIONS, row("bob"))
+    with start("ts01, ts02") as broker:
+        # As by a Redis that takes no writes.
+        broker.side.run(NO_WRITES)
+        assert broker.select()["server"] == "ts02"

@@ -154,16 +154,17 @@ class BrokerFleet:
     def place(self, view: BrokerView, username: str) -> str | None:
         """Choose and reserve the host of a new session; None where that can't be done, or where no host is left."""
         seconds = self.settings.reserve_seconds
-        if not view.whole:
-            host = view.least_loaded(session_counts(view))
-            if host is not None:
-                self.reserve(view, host, username)
-            return host
-        placement = self._guarded(
-            f"placing {username}",
-            lambda: self._reader().place(view.fleet_profile, username, reserve_seconds=seconds),
-        )
-        return None if placement is None else view.host_of(placement.server)
+        if view.whole:
+            placement = self._guarded(
+                f"placing {username}",
+                lambda: self._reader().place(view.fleet_profile, username, reserve_seconds=seconds),
+            )
+            if placement is not None and (host := view.host_of(placement.server)) is not None:
+                return host
+        host = view.least_loaded(session_counts(view))
+        if host is not None:
+            self.reserve(view, host, username)
+        return host
 
     def reserve(self, view: BrokerView, host: str, username: str) -> None:
         """Count a login that the broker sent to a host."""
