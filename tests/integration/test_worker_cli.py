@@ -54,6 +54,19 @@ def called(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_what_is_not_installed_is_said_with_what_to_install() -> None:
+    program = (
+        "import sys; sys.modules['apscheduler'] = None; from x2gofleet_workers.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "apscheduler" in done.stderr
+    assert "pip install 'x2gofleet[worker]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 class Running:
     """The command in the background, with what it says in a file."""
 
