@@ -12,7 +12,7 @@ from x2gofleet import AsyncFleetCache, FleetError, NoServerAvailable
 
 
 def authenticated(username: str, password: str) -> bool:
-    return bool(username)
+    return bool(username) and username.isprintable()
 
 
 async def list_profiles(cache: AsyncFleetCache, username: str) -> str:
@@ -34,7 +34,8 @@ async def answer(cache: AsyncFleetCache, form: dict[str, str]) -> tuple[str, str
         return "401 Unauthorized", ""
     try:
         if form.get("task") == "selectsession":
-            text = await select_session(cache, form.get("sid", ""), form.get("login") or username)
+            # Not as form["login"] says: whoever is named there has sessions with cookies.
+            text = await select_session(cache, form.get("sid", ""), username)
         else:
             text = await list_profiles(cache, username)
     except (FleetError, ValueError) as exc:

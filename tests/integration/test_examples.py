@@ -102,6 +102,9 @@ def test_a_broker_of_sixty_lines(ask_broker: Callable[..., tuple[int, str]]) -> 
     assert [answer.count("SERVER:ts02:22") for answer in newcomers].count(1) in (2, 3)
     assert not any("SESSION_INFO" in answer for answer in newcomers)
     assert ask_broker(task="listsessions")[0] == 401
+    assert ask_broker(task="listsessions", user="zoe\nSERVER:evil:22")[0] == 401
+    other = ask_broker(task="selectsession", user="zoe", login="bob", sid="mate")
+    assert "SESSION_INFO" not in other[1]
     status, answer = ask_broker(task="selectsession", user="alice", sid="nowhere")
     assert (status, answer) == (
         503,
