@@ -175,7 +175,7 @@ def test_a_password_file_of_no_use(
     monkeypatch.setenv("X2GOFLEET_REDIS_PASSWORD_FILE", str(path))
     with pytest.raises(ValueError, match=said) as caught:
         link_from_url("redis://h")
-    assert f"X2GOFLEET_REDIS_PASSWORD_FILE: {path}" in str(caught.value)
+    assert str(caught.value).startswith(f"X2GOFLEET_REDIS_PASSWORD_FILE: {path}")
     link_from_url("redis://:of-the-url@h").close()
 
 

@@ -138,9 +138,12 @@ class RedisUrl:
         Raises ValueError for a URL of another form, and where a file that is named can't be used.
         """
         try:
-            return cls._parse(url)
+            parsed = cls._parse(url)
         except ValueError as exc:
             raise ValueError(f"{redact_url(url)!r} is no Redis URL of this version: {exc}; use {FORMS}") from None
+        if parsed.credentials.password_file:
+            read_password(parsed.credentials.password_file)
+        return parsed
 
     @classmethod
     def _parse(cls, url: str) -> RedisUrl:
@@ -228,6 +231,5 @@ def _credentials(username: str, password: str) -> Credentials:
         return Credentials(username, password)
     path = os.environ.get(PASSWORD_FILE_VARIABLE, "")
     if path:
-        read_password(path)
         return Credentials(username, "", path)
     return Credentials(username, os.environ.get(PASSWORD_VARIABLE, ""))
