@@ -88,6 +88,13 @@ def test_weights_share_out(cache: FleetCache, fleet: FleetBuilder) -> None:
     assert chosen == {"ts01": 5, "ts02": 5, "ts03": 10, "ts04": 20}
 
 
+def test_weights_of_any_size_share_out(cache: FleetCache, fleet: FleetBuilder) -> None:
+    idle(fleet, weights=dict.fromkeys(SERVERS, 5e-324))
+    assert cache.place("mate", "alice") is not None
+    idle(fleet, weights={"ts01": 0.01, "ts02": 1000.0, "ts03": 5e-324, "ts04": 1.0})
+    assert {cache.place("mate", f"u{number}").server for number in range(40)} == {"ts02"}  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("states", "server"), [("RS", "ts02"), ("SR", "ts01"), ("RR", "ts02")])
 def test_a_session_of_the_user_comes_first_suspended_before_running_newest_first(
     cache: FleetCache, four: FleetBuilder, states: str, server: str

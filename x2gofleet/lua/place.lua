@@ -21,7 +21,7 @@ for i = 1, candidates do
     if expires and tonumber(expires) > now then reserved = reserved - 1 end
   end
   local score = (tonumber(ARGV[at]) + reserved + 1) * tonumber(ARGV[at + 1])
-  if score < best_score then best, best_score = i, score end
+  if best == 0 or score < best_score then best, best_score = i, score end
   reply[2 + i] = reserved
   at = at + 3 + used
 end
