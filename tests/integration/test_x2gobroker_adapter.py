@@ -148,3 +148,14 @@ def test_a_drained_server_gets_nobody_where_nothing_can_be_reserved(start: Start
         # As by a Redis that takes no writes.
         broker.side.run(NO_WRITES)
         assert broker.select()["server"] == "ts02"
+
+
+def test_a_broker_that_asks_nobody_for_want_of_a_key_says_so(start: Start, fleet: FleetBuilder) -> None:
+    told(fleet, "ts01", "ts02")
+    with start("ts01, ts02") as broker:
+        broker.select()
+        assert broker.side.value("list(activation.fleet._said)") == []
+        broker.side.run("x2gobroker.agent.has_remote_broker_agent_setup = lambda: False")
+        broker.select()
+        (said,) = broker.side.value("list(activation.fleet._said)")
+    assert "x2gobroker-keygen" in said

@@ -30,6 +30,10 @@ T = TypeVar("T")
 
 CARRIED = "x2gofleet_profile"
 NO_SERVER = "no-X2Go-Server-available"
+NO_KEY = (
+    "x2gobroker has no SSH key for its agents: it asks after no sessions, and sends each login to a server at random. "
+    "Run x2gobroker-keygen"
+)
 
 
 class _Step:
@@ -332,6 +336,10 @@ class Activation:
                 remote_agent = original(broker, profile_id, *args, **kwargs)
                 if isinstance(remote_agent, dict) and remote_agent and step.view() is not None:
                     remote_agent[CARRIED] = step.profile
+                if remote_agent is None and not self._agent.has_remote_broker_agent_setup():
+                    mode = broker.get_agent_query_mode(profile_id).upper()
+                    if mode == "SSH" and not broker.is_shadow_profile(profile_id):
+                        self.fleet.say(NO_KEY)
                 return remote_agent
 
         return get_remote_agent
