@@ -127,6 +127,16 @@ def test_a_drained_server_gets_nobody_whatever_load_is_known(
     assert reader.reservations("mate") == {"ts01": 0, "ts02": 1}
 
 
+def test_a_name_without_the_domain_of_the_others_is_still_the_host_of_the_profile(
+    start: Start, fleet: FleetBuilder, reader: FleetCache
+) -> None:
+    told(fleet, "ts01", "ts02")
+    fleet.listing("ts02", Kind.SESSIONS, row("bob"))
+    with start("ts01 (10.0.0.1:2222), ts02.example.org") as broker:
+        assert broker.select() == {"server": "10.0.0.1", "port": 2222}
+    assert reader.reservations("mate") == {"ts01": 1, "ts02": 0}
+
+
 def test_where_the_chosen_server_can_not_be_reached_another_takes_the_login_but_no_drained_one(
     start: Start, fleet: FleetBuilder, reader: FleetCache
 ) -> None:

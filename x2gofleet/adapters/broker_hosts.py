@@ -44,6 +44,8 @@ class BrokerProfile:
     def host_at(self, address: str, port: object) -> BrokerHost | None:
         """Return the host that a selected session is on, by what the broker tells its client; None where unknown."""
         found = [host for host in self.hosts if address in (host.address, host.name)]
+        # Where all domains are one, the broker gives it to names that have none.
+        found = found or [host for host in self.hosts if "." not in host.name and address.startswith(f"{host.name}.")]
         exact = [host for host in found if host.port == _port(port, -1)]
         return next(iter(exact or found), None)
 

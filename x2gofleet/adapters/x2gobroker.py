@@ -372,6 +372,8 @@ class Activation:
         if view is None or username is None or "session_info" in selected:
             return selected
         host = step.profile.host_at(selected["server"], selected.get("port"))
+        if host is not None and selected["server"] not in (host.address, host.name):
+            selected = {**selected, "server": host.address, "port": host.port}
         name = host.name if host is not None else None
         refused = name is not None and view.is_drained(name)
         if step.placed is not None and (refused or name != step.placed):
