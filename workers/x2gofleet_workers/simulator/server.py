@@ -22,6 +22,7 @@ except ImportError as exc:
     raise ImportError('the simulator needs asyncssh: pip install "x2gofleet[demo]"') from exc
 
 _MAX_LINE_BYTES = 8192
+_TURNS = 5
 _BACKLOG = 256
 _LOGIN_TIMEOUT_SECONDS = 60
 _NOT_SSH = b"HTTP/1.1 400 Bad Request\r\nServer: not-an-ssh-server\r\nConnection: close\r\n\r\n"
@@ -83,6 +84,9 @@ class SimulatedServer:
     async def stop(self) -> None:
         """Stop listening and end every connection."""
         self._unlisten()
+        # What was accepted a moment ago becomes a connection in the next turns of the event loop.
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         connections = self._break_connections()
         if self._socket is not None:
             self._socket.close()
@@ -132,7 +136,9 @@ class SimulatedServer:
             self._count_connection(-1)
 
     def transport_opened(self, transport: asyncio.Transport) -> None:
-        """Note a new connection that never gets to SSH."""
+        """Note a new connection that never gets to SSH; end it where the server has stopped."""
+        if self._socket is None:
+            transport.abort()
         self._transports.add(transport)
         self._count_connection(1)
 
