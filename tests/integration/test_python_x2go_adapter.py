@@ -210,6 +210,17 @@ def test_errors_are_those_of_python_x2go(adapter: Adapter, fleet: FleetBuilder) 
     assert adapter.value("control.asked") == []
 
 
+def test_a_connection_that_is_lost_while_it_is_asked_about_is_not_cached(adapter: Adapter, fleet: FleetBuilder) -> None:
+    fleet.publish({"mate": ["ts01"]})
+    fleet.listing("ts01", "sessions", row())
+    adapter.python.run(
+        "def lost():\n    raise x2go_exceptions.X2GoControlSessionException('lost')\ncontrol.remote_username = lost"
+    )
+    assert adapter.cached("sessions") is False
+    assert adapter.statuses() is None
+    assert adapter.raised("cache.update('mate')") == "X2GoControlSessionException"
+
+
 def test_update_has_an_old_answer_refreshed_by_the_fleet(
     adapter: Adapter, fleet: FleetBuilder, valkey_url: str, keys: Keys
 ) -> None:

@@ -243,7 +243,11 @@ class X2GoListSessionsCache:
         profile, control = self._profiles.get(profile_name), self._control(profile_name)
         if control is None or (profile is not None and profile.dropped):
             return None
-        found = self._from_fleet(profile_name, kind, control)
+        try:
+            found = self._from_fleet(profile_name, kind, control)
+        except _x2go_exceptions().X2GoControlSessionException:
+            # The connection is lost, which is for ``update`` to tell.
+            return None
         if found is None and profile is not None:
             live = profile.live.get(kind)
             found = live if live is not None and live.age <= LIVE_SECONDS else None
