@@ -96,3 +96,12 @@ def test_an_expired_snapshot_is_not_cached(cache: Any, publish: Any, store_listi
     assert max(seen) <= ttl_seconds + NODES_APART_SECONDS
     wait_until(lambda: cache.snapshots(profile_name="mate") == ())
     assert not cache.is_cached(profile_name="mate")
+
+
+def test_a_server_is_chosen_and_reserved(cache: Any, publish: Any, store_listing: Any) -> None:
+    publish({"mate": ["ts01", "ts02", "ts03"]})
+    for server in ("ts01", "ts02", "ts03"):
+        store_listing(server, "sessions", b"")
+    assert {cache.place("mate", f"u{number}").server for number in range(3)} == {"ts01", "ts02", "ts03"}
+    assert cache.reservations("mate") == {"ts01": 1, "ts02": 1, "ts03": 1}
+    assert cache.release("ts01", "nobody") is False
