@@ -82,6 +82,8 @@ def test_a_profile_of_another_name_is_answered_by_the_smallest_that_has_its_host
     assert map_profile(profile("mate", "desktop.example.org"), inventory) == Mapped(
         "mate", {"desktop.example.org": "ts03"}
     )
+    # But not another server's.
+    assert map_profile(profile("mate", "ts02.example.org"), inventory) == Mapped("two", {"ts02.example.org": "ts02"})
     assert map_profile(profile("other", "desktop.example.org"), inventory) == Unmapped(
         "the fleet has no profile 'other', nor one with all of desktop.example.org: add it to the inventory"
     )

@@ -74,7 +74,8 @@ def map_profile(profile: BrokerProfile, fleet: PublishedFleet) -> Mapped | Unmap
 
     The one of the same name, where it has all of the broker's hosts; else the smallest that has. Hosts are found by id
     or host name, as written or without the domain; a profile of one server answers for a broker's profile of the same
-    name with one host, whatever the two call it. An answer that lacks a host would be a wrong one: then there is none.
+    name with one host, whatever the two call it, unless that is another server of the fleet. An answer that lacks a
+    host would be a wrong one: then there is none.
     """
     if not profile.hosts:
         return Unmapped("it has no host")
@@ -88,7 +89,9 @@ def map_profile(profile: BrokerProfile, fleet: PublishedFleet) -> Mapped | Unmap
         servers = [fleet.servers[member] for member in members]
         found = {host.name: _server_of(host, servers) for host in profile.hosts}
         if name == profile.id and len(servers) == len(profile.hosts) == 1:
-            return Mapped(name, {profile.hosts[0].name: servers[0].id})
+            only = profile.hosts[0]
+            if _server_of(only, fleet.servers.values()) in (None, servers[0].id):
+                return Mapped(name, {only.name: servers[0].id})
         paired = {host: server for host, server in found.items() if server is not None}
         if len(paired) == len(profile.hosts) == len(set(paired.values())):
             return Mapped(name, paired)
