@@ -89,6 +89,15 @@ def test_a_profile_of_another_name_is_answered_by_the_smallest_that_has_its_host
     )
 
 
+def test_a_profile_of_another_name_is_answered_by_one_for_all_users_where_there_is_one() -> None:
+    pool = fleet({"pool": ["ts01", "ts02"]})
+    own = PublishedTarget("alice@ts01", "ts01", "user", "alice", frozenset({Kind.SESSIONS}))
+    both = PublishedFleet(pool.servers, {**pool.targets, own.id: own}, {**pool.profiles, "alice": (own.id,)}, "1")
+    assert map_profile(profile("desktop", "ts01"), both) == Mapped("pool", {"ts01": "ts01"})
+    alone = PublishedFleet(both.servers, both.targets, {"alice": (own.id,)}, "1")
+    assert map_profile(profile("desktop", "ts01"), alone) == Mapped("alice", {"ts01": "ts01"})
+
+
 def test_an_imported_server_that_has_only_an_address_is_found() -> None:
     inventory = fleet({"mate": ["10.0.0.1", "2001-db8--1"]})
     assert map_profile(profile("mate", "10.0.0.1", "2001:db8::1"), inventory) == Mapped(

@@ -72,17 +72,21 @@ class Unmapped:
 def map_profile(profile: BrokerProfile, fleet: PublishedFleet) -> Mapped | Unmapped:
     """Return which of the fleet's profiles answers for one of the broker's.
 
-    The one of the same name, where it has all of the broker's hosts; else the smallest that has. Hosts are found by id
-    or host name, as written or without the domain; a profile of one server answers for a broker's profile of the same
-    name with one host, whatever the two call it, unless that is another server of the fleet. An answer that lacks a
-    host would be a wrong one: then there is none.
+    The one of the same name, where it has all of the broker's hosts; else the smallest that has, one that is not polled
+    as a user if there is any. Hosts are found by id or host name, as written or without the domain; a profile of one
+    server answers for a broker's profile of the same name with one host, whatever the two call it, unless that is
+    another server of the fleet. An answer that lacks a host would be a wrong one: then there is none.
     """
     if not profile.hosts:
         return Unmapped("it has no host")
     named = profile.id in fleet.profiles
-    sizes = {name: len(targets) for name, targets in fleet.profiles.items()}
+    # What is polled as one user tells nothing of the others.
+    ranks = {
+        name: (any(fleet.targets[target].username is not None for target in targets), len(targets), name)
+        for name, targets in fleet.profiles.items()
+    }
     order = [profile.id] if named else []
-    order += sorted((name for name in sizes if name != profile.id), key=lambda name: (sizes[name], name))
+    order += sorted((name for name in ranks if name != profile.id), key=lambda name: ranks[name])
     lacking: list[str] = []
     for name in order:
         members = list(dict.fromkeys(fleet.targets[target].server for target in fleet.profiles[name]))
