@@ -260,7 +260,10 @@ class _Reader:
         intervals, ttls = self._seconds(raw, "intervals"), self._seconds(raw, "ttls")
         tables = self._table((), raw, "servers")
         if not tables:
-            self._fail(("servers",), "", "there is no server", 'add one: [servers.ts01] with host = "10.0.0.1"')
+            reason = "there is no server" + (
+                f", nor a profile with one in {', '.join(files.values())}" if files else ""
+            )
+            self._fail(("servers",), "", reason, 'add one: [servers.ts01] with host = "10.0.0.1"')
         servers: dict[str, Server] = {}
         logins: dict[str, dict[str, Any]] = {}
         targets: dict[str, Target] = {}
