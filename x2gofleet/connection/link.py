@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
 
@@ -32,8 +32,14 @@ from x2gofleet.connection.node import (
 )
 from x2gofleet.connection.resolving import resolver
 
+if TYPE_CHECKING:
+    # What _Deadline stands before.
+    _AnySocket = socket.socket
+else:
+    _AnySocket = object
 
-class _Socket(socket.socket):
+
+class _Deadline(_AnySocket):
     """A socket that nobody waits for beyond ``until``, a value of time.monotonic."""
 
     until = 0.0
@@ -46,6 +52,11 @@ class _Socket(socket.socket):
         self.settimeout(left(self.until))
         return super().recv_into(*args)
 
+    def send(self, *args: Any) -> int:
+        # What sendall is made of, of a TLS socket.
+        self.settimeout(left(self.until))
+        return super().send(*args)
+
     def sendall(self, *args: Any) -> None:
         self.settimeout(left(self.until))
         super().sendall(*args)
@@ -55,41 +66,19 @@ class _Socket(socket.socket):
         self.settimeout(0.0)
         try:
             super().recv(1)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError):
             return True
         except OSError:
             pass
         return False
 
 
-class _TlsSocket(ssl.SSLSocket):
-    """The same with TLS."""
+class _Socket(_Deadline, socket.socket):
+    """Without TLS."""
 
-    until = 0.0
 
-    def recv(self, *args: Any) -> bytes:
-        self.settimeout(left(self.until))
-        return super().recv(*args)
-
-    def recv_into(self, *args: Any) -> int:
-        self.settimeout(left(self.until))
-        return super().recv_into(*args)
-
-    def send(self, *args: Any) -> int:
-        # What SSLSocket.sendall is made of.
-        self.settimeout(left(self.until))
-        return super().send(*args)
-
-    def quiet(self) -> bool:
-        """Whether nothing came: neither bytes nor the end of the connection."""
-        self.settimeout(0.0)
-        try:
-            super().recv(1)
-        except ssl.SSLWantReadError:
-            return True
-        except OSError:
-            pass
-        return False
+class _TlsSocket(_Deadline, ssl.SSLSocket):
+    """With TLS."""
 
 
 class _Connection:
@@ -99,10 +88,10 @@ class _Connection:
 
     def __init__(self, node: Node, generation: int) -> None:
         self.generation = generation
-        self._sock: _Socket | _TlsSocket | None = None
+        self._sock: _Deadline | None = None
         self._redis: Any = redis.Connection(**node.connection_options())
 
-    def log_in(self, sock: _Socket | _TlsSocket, until: float, *, master_only: bool) -> Any:
+    def log_in(self, sock: _Deadline, until: float, *, master_only: bool) -> Any:
         """Take over a connected socket: AUTH, SELECT; return the reply to ROLE where it is asked."""
         self._sock = self._redis._sock = sock
         sock.until = until
@@ -283,7 +272,7 @@ class NodeLink:
             node.check_role(role)
         return connection
 
-    def _socket(self, until: float) -> _Socket | _TlsSocket:
+    def _socket(self, until: float) -> _Deadline:
         node = self.node
         if node.path:
             return _connect(socket.AF_UNIX, node.path, until)
