@@ -52,11 +52,6 @@ class _Deadline(_AnySocket):
         self.settimeout(left(self.until))
         return super().recv_into(*args)
 
-    def send(self, *args: Any) -> int:
-        # What sendall is made of, of a TLS socket.
-        self.settimeout(left(self.until))
-        return super().send(*args)
-
     def sendall(self, *args: Any) -> None:
         self.settimeout(left(self.until))
         super().sendall(*args)
@@ -79,6 +74,11 @@ class _Socket(_Deadline, socket.socket):
 
 class _TlsSocket(_Deadline, ssl.SSLSocket):
     """With TLS."""
+
+    def send(self, *args: Any, **more: Any) -> int:
+        # What its sendall is made of; gevent's passes a time of its own.
+        self.settimeout(left(self.until))
+        return super().send(*args, **more)
 
 
 class _Connection:
