@@ -45,6 +45,7 @@ from x2gofleet.kinds import Kind
 from x2gofleet.snapshot import digest_of
 from x2gofleet.store import Lease, Listing, Outcome, Store
 
+from .conftest import PATIENT_SECONDS
 from .reader import LOAD, Request, StubWorker, row
 
 ROLES = list(Role)
@@ -255,7 +256,7 @@ def look_up(cache: Any) -> None:
 def follow(server: Server, keys: Keys, url: str, fleet: FleetBuilder) -> None:
     """Look up in a mirror, and see that it comes to know of a change."""
     hints = HintTeller(link_from_url(server.own_url), keys)
-    with FleetCache.from_url(url, namespace=keys.namespace, mirror=True) as cache:
+    with FleetCache.from_url(url, namespace=keys.namespace, mirror=True, lookup_seconds=PATIENT_SECONDS) as cache:
         cache.resync()
         look_up(cache)
         wait_until(lambda: b" cmd=xread " in raw(server.client, "CLIENT", "LIST"), "the mirror waits for changes")
@@ -271,7 +272,10 @@ def follow(server: Server, keys: Keys, url: str, fleet: FleetBuilder) -> None:
 
 def read(server: Server, keys: Keys, url: str) -> None:
     """Live the life of a reader."""
-    with filled(server, keys) as fleet, FleetCache.from_url(url, namespace=keys.namespace) as cache:
+    with (
+        filled(server, keys) as fleet,
+        FleetCache.from_url(url, namespace=keys.namespace, lookup_seconds=PATIENT_SECONDS) as cache,
+    ):
         recorder = Recorder(cache)
         look_up(recorder)
         recorder.resync()
@@ -291,7 +295,7 @@ def broker(server: Server, keys: Keys, url: str) -> None:
 
         with (
             StubWorker(server.own_url, keys, "w1", obey),
-            FleetCache.from_url(url, namespace=keys.namespace) as cache,
+            FleetCache.from_url(url, namespace=keys.namespace, lookup_seconds=PATIENT_SECONDS) as cache,
         ):
             look_up(cache)
             follow(server, keys, url, fleet)
@@ -397,7 +401,7 @@ def work(server: Server, keys: Keys, url: str) -> None:
         options = ["--inventory", str(folder / "fleet.toml"), "--redis-url", url, "--namespace", keys.namespace]
         worker = WorkerProcess("w2", folder / "log", options, {})
         try:
-            with FleetCache.from_url(server.own_url, namespace=keys.namespace) as cache:
+            with FleetCache.from_url(server.own_url, namespace=keys.namespace, lookup_seconds=PATIENT_SECONDS) as cache:
                 wait_until(lambda: polls(cache) or not worker.alive, "it polls")
                 assert worker.alive, worker.said
                 profile = cache.profiles()[0]
