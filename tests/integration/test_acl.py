@@ -36,7 +36,7 @@ from tests.topologies import ServerProcess, cluster, free_port, sentinel_group
 from x2gofleet import FleetCache
 from x2gofleet.acl import Access, Right, Role, Topology, parse_version, rights, rules
 from x2gofleet.cli import main
-from x2gofleet.connection import client_from_url, exchange, link_from_url
+from x2gofleet.connection import client_from_url, link_from_url, link_of
 from x2gofleet.errors import CacheUnavailable, Unavailable
 from x2gofleet.events import Change, EventKind
 from x2gofleet.hints import Hint
@@ -368,7 +368,8 @@ def write(url: str, keys: Keys) -> None:
         assert [member.id for member in store.describe(["w1"])] == ["w1"]
         assert live_workers(client, keys, "h") == ("w1",)
         assert store.take_request(wait_seconds=0.01) is None
-        assert store.at_ms("ts01", time.monotonic()) >= store.now_ms("ts01")
+        before_ms = store.now_ms("ts01")
+        assert store.at_ms("ts01", time.monotonic()) >= before_ms
         store.answer("r1", {})
         store.answer_all(["r2", "r3"], {})
         store.leave()
@@ -671,7 +672,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
 
 def raw(client: redis.Redis, *command: Any) -> Any:
     """Send a command and return what Redis replied, as it came."""
-    return exchange(client, [command])[0]
+    return link_of(client).exchange([command])[0]
 
 
 def rights_of(client: redis.Redis, names: Sequence[str]) -> dict[str, Any]:
