@@ -405,11 +405,10 @@ class Mirror:
                 ", ".join(fleet.profiles) or "none",
             )
 
-    def _scope(self, questions: Questions) -> frozenset[str] | None:
-        """Return the targets that are followed; None for every one of the fleet."""
-        fleet = questions.lookups.known
-        if self._profiles is None or fleet is None:
-            return None
+    def _followed(self, fleet: PublishedFleet) -> Collection[str]:
+        """Return the targets that are followed."""
+        if self._profiles is None:
+            return fleet.targets.keys()
         return frozenset(target for name in self._profiles for target in fleet.profiles.get(name, ()))
 
     def _compare(
@@ -425,8 +424,7 @@ class Mirror:
         fetch = _Fetch()
         if questions is None or (fleet := questions.lookups.known) is None:
             return fetch
-        scope = self._scope(questions)
-        followed = fleet.targets.keys() if scope is None else scope
+        followed = self._followed(fleet)
         for name_text, text in told.items():
             name = self._name(name_text)
             if name is None or not is_of(followed, name.target):
@@ -494,8 +492,7 @@ class Mirror:
         questions = before.questions
         if questions is None or (fleet := questions.lookups.known) is None:
             return
-        scope = self._scope(questions)
-        followed = fleet.targets.keys() if scope is None else scope
+        followed = self._followed(fleet)
         held, fetch = dict(before.held), _Fetch()
         for name_text, text in texts.items():
             name = self._name(name_text)
