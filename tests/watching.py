@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
-from tests.processes import wait_until
+from tests.processes import LiveFleet, live_fleet, wait_until
 from x2gofleet.aio import AsyncFleetCache
 from x2gofleet.cache import FleetCache
 from x2gofleet.errors import CacheUnavailable
@@ -178,3 +179,25 @@ def readers_of(
             over.set()
             for thread in running:
                 thread.join()
+
+
+def check_owned(fleet: LiveFleet) -> None:
+    """Check that both workers own servers: a lease whose last write was lost is taken anew within a tick."""
+    wait_until(lambda: {server.owner for server in fleet.cache.servers()} == {"w1", "w2"}, "both own servers")
+
+
+@contextmanager
+def working_fleet(tmp_path: Path, url: str, *, servers: int, ttl_seconds: float) -> Iterator[tuple[LiveFleet, Watch]]:
+    """A fleet that two workers write to ``url``, and readers of every kind at work on it."""
+    with live_fleet(tmp_path, servers=servers) as fleet, FleetCache.from_url(url) as cache:
+        fleet.cache = cache
+        inventory = fleet.write_inventory(sessions=1, load=5)
+        for name in ("w1", "w2"):
+            fleet.start(name, inventory, url=url)
+        wait_until(fleet.is_full, "every server is polled")
+        check_owned(fleet)
+        judge = Judge(frozenset(fleet.session_names()), ttl_seconds)
+        assert judge.names
+        with readers_of(lambda: FleetCache.from_url(url), lambda: AsyncFleetCache.from_url(url), judge) as watch:
+            watch.answer_again("the start")
+            yield fleet, watch

@@ -15,10 +15,9 @@ import redis
 from redis.crc import key_slot
 from x2gofleet_workers.embedded import _binary
 
-from tests.processes import LiveFleet, live_fleet, wait_until
+from tests.processes import LiveFleet, wait_until
 from tests.topologies import Cluster, ServerProcess, cluster
-from tests.watching import Judge, Watch, readers_of
-from x2gofleet.aio import AsyncFleetCache
+from tests.watching import Watch, check_owned, working_fleet
 from x2gofleet.cache import FleetCache
 from x2gofleet.connection import async_link_from_url, link_from_url
 from x2gofleet.connection.cluster import AsyncClusterLink, ClusterLink
@@ -47,7 +46,7 @@ class Watched:
 
     def check_work(self) -> None:
         """Check that both workers hold leases, answer requests, and met nothing that nobody expected."""
-        wait_until(lambda: {server.owner for server in self.fleet.cache.servers()} == {"w1", "w2"}, "both own servers")
+        check_owned(self.fleet)
         assert len(self.fleet.cache.update("all", timeout=10)) == SERVERS
         self.fleet.check_workers()
 
@@ -56,22 +55,9 @@ class Watched:
 def watched(tmp_path: Path) -> Iterator[Watched]:
     with (
         cluster() as running,
-        live_fleet(tmp_path, servers=SERVERS) as fleet,
-        FleetCache.from_url(running.url) as cache,
+        working_fleet(tmp_path, running.url, servers=SERVERS, ttl_seconds=TTL_SECONDS) as (fleet, watch),
     ):
-        fleet.cache = cache
-        inventory = fleet.write_inventory(sessions=1, load=5)
-        for name in ("w1", "w2"):
-            fleet.start(name, inventory, url=running.url)
-        wait_until(fleet.is_full, "every server is polled")
-        wait_until(lambda: {each.owner for each in cache.servers()} == {"w1", "w2"}, "both own servers")
-        judge = Judge(frozenset(fleet.session_names()), TTL_SECONDS)
-        assert judge.names
-        with readers_of(
-            lambda: FleetCache.from_url(running.url), lambda: AsyncFleetCache.from_url(running.url), judge
-        ) as watch:
-            watch.answer_again("the start")
-            yield Watched(running, fleet, watch)
+        yield Watched(running, fleet, watch)
 
 
 @pytest.mark.parametrize("which", ["of the inventory", "of a target"])

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import LiveFleet, live_fleet, wait_until
+from tests.processes import LiveFleet, wait_until
 from tests.topologies import SERVICE, SentinelGroup, ServerProcess, sentinel_group
-from tests.watching import Judge, Watch, readers_of
-from x2gofleet.aio import AsyncFleetCache
+from tests.watching import Watch, check_owned, working_fleet
 from x2gofleet.cache import FleetCache
 from x2gofleet.connection import link_from_url
 from x2gofleet.errors import CacheUnavailable, Unavailable
@@ -48,8 +47,7 @@ class Watched:
             f"{what}: the sentinels agreed after {agreed:.2f} s; every reader was answered {answered:.2f} s later and "
             f"every server was written {written:.2f} s after that"
         )
-        # A lease whose last write the replica had not got is taken anew within a tick.
-        wait_until(lambda: {each.owner for each in self.fleet.cache.servers()} == {"w1", "w2"}, "both own servers")
+        check_owned(self.fleet)
         assert len(self.fleet.cache.update("all", timeout=10)) == SERVERS
         assert self.group.master.client.get(self.fleet.keys.fence("ts01")) is not None
         self.fleet.check_workers()
@@ -59,22 +57,9 @@ class Watched:
 def watched(tmp_path: Path) -> Iterator[Watched]:
     with (
         sentinel_group() as group,
-        live_fleet(tmp_path, servers=SERVERS) as fleet,
-        FleetCache.from_url(group.url) as cache,
+        working_fleet(tmp_path, group.url, servers=SERVERS, ttl_seconds=TTL_SECONDS) as (fleet, watch),
     ):
-        fleet.cache = cache
-        inventory = fleet.write_inventory(sessions=1, load=5)
-        for name in ("w1", "w2"):
-            fleet.start(name, inventory, url=group.url)
-        wait_until(fleet.is_full, "every server is polled")
-        wait_until(lambda: {each.owner for each in cache.servers()} == {"w1", "w2"}, "both own servers")
-        judge = Judge(frozenset(fleet.session_names()), TTL_SECONDS)
-        assert judge.names
-        with readers_of(
-            lambda: FleetCache.from_url(group.url), lambda: AsyncFleetCache.from_url(group.url), judge
-        ) as watch:
-            watch.answer_again("the start")
-            yield Watched(group, fleet, watch)
+        yield Watched(group, fleet, watch)
 
 
 def test_the_master_is_killed(watched: Watched) -> None:
