@@ -17,7 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.sentinel import MasterNotFoundError
 
-from x2gofleet.connection import Breaker, client_from_url, exchange, opens_breaker, resolving, unavailable
+from x2gofleet.connection import Breaker, client_from_url, link_of, opens_breaker, resolving, unavailable
 from x2gofleet.connection.failures import LinkFailed, LinkTimeout
 from x2gofleet.connection.forks import begins_anew
 from x2gofleet.connection.resolving import NameNotResolved, Resolver
@@ -104,7 +104,7 @@ def test_a_silent_server_costs_one_command_timeout(silent_server: tuple[int, lis
     client = client_from_url(f"redis://127.0.0.1:{port}/0")
     started = time.monotonic()
     with pytest.raises(redis.exceptions.TimeoutError):
-        exchange(client, [("GET", "a")])
+        link_of(client).exchange([("GET", "a")])
     assert 0.4 < time.monotonic() - started < 0.9
     assert received == [b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n"], "more was sent than the command"
     client.close()

@@ -141,26 +141,29 @@ def test_the_url_goes_before_the_file_and_the_file_before_the_environment(
 ) -> None:
     monkeypatch.setenv("X2GOFLEET_REDIS_USERNAME", "of-env")
     monkeypatch.setenv("X2GOFLEET_REDIS_PASSWORD", "p-env")
-    assert credentials("redis://h").auth() == ("AUTH", "of-env", "p-env")
-    assert credentials("redis://reader@h").auth() == ("AUTH", "reader", "p-env")
+    assert credentials("redis://h").login() == {"username": "of-env", "password": "p-env"}
+    assert credentials("redis://reader@h").login() == {"username": "reader", "password": "p-env"}
     secret = tmp_path / "secret"
     secret.write_text("p file\n")
     secret.chmod(0o600)
     monkeypatch.setenv("X2GOFLEET_REDIS_PASSWORD_FILE", str(secret))
-    assert credentials("redis://h").auth() == ("AUTH", "of-env", "p file")
-    assert credentials("redis://reader:p%40url@h").auth() == ("AUTH", "reader", "p@url")
-    assert credentials("unix:///s?username=reader&password=p%40url").auth() == ("AUTH", "reader", "p@url")
+    assert credentials("redis://h").login() == {"username": "of-env", "password": "p file"}
+    assert credentials("redis://reader:p%40url@h").login() == {"username": "reader", "password": "p@url"}
+    assert credentials("unix:///s?username=reader&password=p%40url").login() == {
+        "username": "reader",
+        "password": "p@url",
+    }
     monkeypatch.delenv("X2GOFLEET_REDIS_USERNAME")
-    assert credentials("redis://:p@h").auth() == ("AUTH", "p")
+    assert credentials("redis://:p@h").login() == {"username": None, "password": "p"}
     held = credentials("redis://h")
     secret.write_text("renewed\r\n")
-    assert held.auth() == ("AUTH", "renewed"), "read at each new connection"
+    assert held.login() == {"username": None, "password": "renewed"}, "read at each new connection"
     assert "renewed" not in repr(held)
     assert "p@url" not in repr(credentials("redis://reader:p%40url@h"))
 
 
 def test_nobody_asks_without_credentials() -> None:
-    assert credentials("redis://h").auth() is None
+    assert credentials("redis://h").login() == {"username": None, "password": None}
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ __all__ = [
     "Link",
     "async_link_from_url",
     "client_from_url",
-    "exchange",
     "link_from_url",
     "link_of",
     "opens_breaker",
@@ -171,8 +170,7 @@ def client_from_url(
     parsed = RedisUrl.parse(url)
     options: dict[str, Any] = {
         "db": parsed.database,
-        "username": parsed.credentials.username or None,
-        "password": parsed.credentials.read() or None,
+        **parsed.credentials.login(),
         "socket_timeout": command_timeout_seconds,
         "socket_connect_timeout": connect_timeout_seconds,
         **REDIS_OPTIONS,
@@ -194,8 +192,3 @@ def client_from_url(
         }
     pool = redis.ConnectionPool(connection_class=kind, max_connections=max_connections, **options)
     return redis.Redis(connection_pool=pool)
-
-
-def exchange(client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
-    """Send commands in one piece over a redis-py client and return their undecoded replies: one round trip."""
-    return ClientLink(client).exchange(commands)

@@ -112,14 +112,7 @@ class _Connection:
         """Read ``count`` replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
         assert self._sock is not None
         self._sock.until = until
-        read = self._redis.read_response
-        replies: list[Any] = []
-        while len(replies) < count:
-            try:
-                replies.append(read())
-            except redis.exceptions.ResponseError as exc:
-                replies.append(reply_error(exc))
-        return replies
+        return [_read_reply(self._redis) for _ in range(count)]
 
     def idle(self) -> bool:
         """Whether nothing came since the last reply: neither the end of the connection nor what nobody asked for."""
@@ -303,13 +296,7 @@ class NodeLink:
 
     def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
         """Yield the keys of a glob pattern; one may come twice. Raises what ``exchange`` raises."""
-        cursor = 0
-        while True:
-            (reply,) = self.exchange([("SCAN", cursor, "MATCH", match, "COUNT", SCAN_COUNT)], deadline=deadline)
-            cursor, keys = scanned(reply)
-            yield from keys
-            if cursor == 0:
-                return
+        return _scan(self, match, deadline)
 
     def disconnect(self) -> None:
         """Close the connections; those in use are closed after their reply. The next exchange makes a new one."""
@@ -323,6 +310,24 @@ class NodeLink:
     def close(self) -> None:
         """Close the connections."""
         self.disconnect()
+
+
+def _scan(link: NodeLink | ClientLink, match: str, deadline: float | None) -> Iterator[bytes]:
+    cursor = 0
+    while True:
+        (reply,) = link.exchange([("SCAN", cursor, "MATCH", match, "COUNT", SCAN_COUNT)], deadline=deadline)
+        cursor, keys = scanned(reply)
+        yield from keys
+        if cursor == 0:
+            return
+
+
+def _read_reply(connection: Any) -> Any:
+    """Return the next reply of a redis-py connection, an error reply as an exception."""
+    try:
+        return connection.read_response()
+    except redis.exceptions.ResponseError as exc:
+        return reply_error(exc)
 
 
 def _connect(family: int, address: Any, until: float) -> _Socket:
@@ -361,10 +366,7 @@ class ClientLink:
             for _ in commands:
                 if deadline is not None and monotonic() > deadline:
                     raise redis.exceptions.TimeoutError("no time was left while waiting for a reply")
-                try:
-                    replies.append(connection.read_response())
-                except redis.exceptions.ResponseError as exc:
-                    replies.append(reply_error(exc))
+                replies.append(_read_reply(connection))
             if drops_connection(replies):
                 connection.disconnect()
         except BaseException:
@@ -377,13 +379,7 @@ class ClientLink:
 
     def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
         """Yield the keys of a glob pattern; one may come twice."""
-        cursor = 0
-        while True:
-            (reply,) = self.exchange([("SCAN", cursor, "MATCH", match, "COUNT", SCAN_COUNT)], deadline=deadline)
-            cursor, keys = scanned(reply)
-            yield from keys
-            if cursor == 0:
-                return
+        return _scan(self, match, deadline)
 
     def close(self) -> None:
         """Close the client."""

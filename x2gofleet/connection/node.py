@@ -81,16 +81,10 @@ class Node:
     def connection_options(self) -> dict[str, Any]:
         """Return what redis-py's connections are made with. Raises LinkFailed where the password can't be read."""
         try:
-            password = self.credentials.read()
+            login = self.credentials.login()
         except ValueError as exc:
             raise LinkFailed(str(exc), Unavailable.AUTHENTICATION) from exc
-        return {
-            "host": self.place,
-            "db": self.database,
-            "username": self.credentials.username or None,
-            "password": password or None,
-            **REDIS_OPTIONS,
-        }
+        return {"host": self.place, "db": self.database, **login, **REDIS_OPTIONS}
 
     def check_role(self, reply: Any) -> None:
         """Look at a reply to ROLE. Raises LinkFailed where it is no master's."""

@@ -76,12 +76,9 @@ class Credentials:
         """Return the password. Raises ValueError for a file of no use."""
         return self.password or (read_password(self.password_file) if self.password_file else "")
 
-    def auth(self) -> tuple[str, ...] | None:
-        """Return the AUTH command, None where nothing is to be proven. Raises ValueError for a file of no use."""
-        password = self.read()
-        if self.username:
-            return ("AUTH", self.username, password)
-        return ("AUTH", password) if password else None
+    def login(self) -> dict[str, str | None]:
+        """Return username and password as redis-py's options. Raises ValueError for a file of no use."""
+        return {"username": self.username or None, "password": self.read() or None}
 
 
 def read_password(path: str) -> str:
