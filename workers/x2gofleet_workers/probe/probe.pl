@@ -439,15 +439,14 @@ sub rows_of {
 
 sub packed_record {
     my @columns = @_;
-    my @cut;
-    for my $number (0 .. $#columns) {
-        $columns[$number] = '' unless defined $columns[$number];
-        utf8::encode($columns[$number]) if utf8::is_utf8($columns[$number]);
-        next unless length $columns[$number] > MAX_COLUMN_BYTES;
-        push @cut, $number + 1;
-        $columns[$number] = substr $columns[$number], 0, MAX_COLUMN_BYTES;
+    my $cut = '';
+    # Most records are short as a whole.
+    if (length(join '', @columns) > MAX_COLUMN_BYTES) {
+        my @long = grep { length $columns[$_] > MAX_COLUMN_BYTES } 0 .. $#columns;
+        $columns[$_] = substr $columns[$_], 0, MAX_COLUMN_BYTES for @long;
+        $cut = join ',', map { $_ + 1 } @long;
     }
-    return pack '(N/a*)*', join(',', @cut), @columns;
+    return pack '(N/a*)*', $cut, @columns;
 }
 
 # --- the reader: agents' states and owners
@@ -552,7 +551,7 @@ sub remember {
 
 # All records of this host with states and owners, packed, and what they depend on.
 sub session_records {
-    my ($config, $host) = @_;
+    my ($config, $host, $comparable) = @_;
     my ($rows, $others) = rows_of($config, 'sessions', $host);
     my $mounted = mounted_directories();
     my (@packed, @ageless, @paths, @signatures);
@@ -564,28 +563,17 @@ sub session_records {
             ($state, my $path, my $signature) = agent_state($session, $user, $mounted);
             if ($path ne '') { push @paths, $path; push @signatures, $signature }
         }
-        my $foreign = $status eq 'F' ? '' : foreign_agent($pid, $session, $user);
-        push @packed, packed_record(@column, $foreign, $state);
+        push @column, $status eq 'F' ? '' : foreign_agent($pid, $session, $user), $state;
+        push @packed, packed_record(@column);
+        next unless $comparable;
         $column[15] = '';
-        push @ageless, packed_record(@column, $foreign, $state);
+        push @ageless, packed_record(@column);
     }
+    my @safe = map { [ $_->[0], $_->[1] ] } $comparable ? @$rows : ();
     return {
         packed => \@packed, ageless => join('', @ageless), others => $others,
-        paths  => \@paths,  signatures => \@signatures, rows => $rows,
+        paths  => \@paths,  signatures => \@signatures, names => \@safe,
     };
-}
-
-# Frames never split a record.
-sub record_frames {
-    my ($request, $packed) = @_;
-    my ($frames, $buffer) = ('', '');
-    for my $record (@$packed) {
-        if (length($buffer) + length($record) > FRAME_BYTES) { $frames .= frame('D', $request, $buffer); $buffer = '' }
-        $buffer .= $record;
-    }
-    $frames .= frame('D', $request, $buffer) if length $buffer;
-    failed('too_large', 'the records take more than ' . MAX_ANSWER_BYTES . ' bytes') if length $frames > MAX_ANSWER_BYTES - 65_536;
-    return $frames;
 }
 
 sub counts {
@@ -598,7 +586,7 @@ sub counts {
 }
 
 sub section_sessions {
-    my ($request, $token, $listing) = @_;
+    my ($token, $listing) = @_;
     my $host   = host_name();
     my $config = configuration();
     my @facts  = (backend => $config->{backend}, host => $host, fields => $config->{fields});
@@ -607,24 +595,23 @@ sub section_sessions {
     my $same   = $before && $base eq $before->{base};
     if ($same && $config->{backend} eq 'sqlite' && states_are($before)) {
         $looked_at = $before;
-        return (\@facts, '', words(status => 'same', signature => $token));
+        return (\@facts, [], '', words(status => 'same', signature => $token));
     }
     my @command = $listing eq 'command' ? listed_by_command($config, $host) : ();
-    my $found   = @command ? $command[0] : session_records($config, $host);
+    my $found   = @command ? $command[0] : session_records($config, $host, $config->{backend} ne 'sqlite');
     if ($same && $config->{backend} ne 'sqlite' && $found->{ageless} eq $before->{ageless}) {
-        return (\@facts, '', words(status => 'same', signature => $token));
+        return (\@facts, [], '', words(status => 'same', signature => $token));
     }
     my $new = remember(
         base => $base, paths => $found->{paths}, signatures => $found->{signatures},
         ageless => $config->{backend} eq 'sqlite' ? '' : $found->{ageless},
     );
-    my $frames = record_frames($request, $found->{packed});
-    my @source = (source => 'records');
-    if (@command && defined $command[1]) {
-        $frames .= data_frames('L', $request, $command[2]);
+    my ($lines, @source) = ('', source => 'records');
+    if (@command > 1) {
+        $lines  = $command[2];
         @source = (source => 'command', exit => $command[1], stderr => $command[3]);
     }
-    return (\@facts, $frames, words(status => 'ok', counts($found, $host), @source, signature => $new));
+    return (\@facts, $found->{packed}, $lines, words(status => 'ok', counts($found, $host), @source, signature => $new));
 }
 
 # Whether x2golistsessions_root may be run: it hands session names and users of rows to a shell as root.
@@ -640,11 +627,11 @@ sub is_safe {
 # The records, and exit status, stdout and stderr of X2Go's listing where it may be run: between two equal readings.
 sub listed_by_command {
     my ($config, $host) = @_;
-    my $before = session_records($config, $host);
+    my $before = session_records($config, $host, 1);
     for my $try (1 .. 3) {
-        return ($before) unless is_safe($before->{rows});
+        return ($before) unless is_safe($before->{names});
         my @output = captured(20, undef, 'x2golistsessions_root');
-        my $after = session_records($config, $host);
+        my $after = session_records($config, $host, 1);
         return ($after, @output) if $before->{ageless} eq $after->{ageless};
         $before = $after;
     }
@@ -652,26 +639,22 @@ sub listed_by_command {
 }
 
 sub section_mounts {
-    my ($request) = @_;
     my $host   = host_name();
     my $config = configuration();
     my ($rows) = rows_of($config, 'mounts', $host);
-    my @packed = map { packed_record(@$_) } @$rows;
-    return ([backend => $config->{backend}, host => $host], record_frames($request, \@packed),
-        words(status => 'ok', records => scalar @packed));
+    my @packed = map { packed_record(map { defined $_ ? $_ : '' } @$_) } @$rows;
+    return ([backend => $config->{backend}, host => $host], \@packed, '', words(status => 'ok', records => scalar @packed));
 }
 
 sub section_reference {
-    my ($request) = @_;
     my $host   = host_name();
     my $config = configuration();
-    my $before = session_records($config, $host);
+    my $before = session_records($config, $host, 1);
     for my $try (1 .. 3) {
         my ($status, $stdout, $stderr) = captured(20, undef, 'perl', '-MX2Go::Server::DB', '-e', $REFERENCE, $host);
-        my $after = session_records($config, $host);
+        my $after = session_records($config, $host, 1);
         if ($before->{ageless} eq $after->{ageless}) {
-            return ([backend => $config->{backend}, host => $host, fields => $config->{fields}],
-                record_frames($request, $after->{packed}) . data_frames('L', $request, $stdout),
+            return ([backend => $config->{backend}, host => $host, fields => $config->{fields}], $after->{packed}, $stdout,
                 words(status => 'ok', counts($after, $host), exit => $status, stderr => $stderr));
         }
         $before = $after;
@@ -695,7 +678,9 @@ sub has_changed {
 
 # --- the reader: its loop
 
-# Answers a line "REQUEST OPERATION ARGUMENT..." with one frame A, which holds the frames of a section.
+my %SECTION_OF_READER = (sessions => \&section_sessions, mounts => \&section_mounts, reference => \&section_reference);
+
+# Answers a line "REQUEST KIND WATCH ARGUMENT..." with the frames of a section.
 sub reader {
     my ($in, $out) = @_;
     my ($input, $watch) = ('', 0);
@@ -711,27 +696,31 @@ sub reader {
         }
         POSIX::_exit(0) unless sysread $in, $input, 4096, length $input;
         while ($input =~ s/\A([^\n]*)\n//) {
-            my ($request, $kind, @arguments) = split / /, $1;
-            ($watch, my $answer) = (shift @arguments, '');
-            $answer = section_answer($request, $kind, @arguments);
-            write_all($out, frame('A', $request, $answer));
-            POSIX::_exit(0) if length $answer > RECYCLE_ANSWER_BYTES;
+            (my $request, my $kind, $watch, my @arguments) = split / /, $1;
+            my @parts = eval { $SECTION_OF_READER{$kind}->(@arguments) };
+            my $sent  = write_section($out, $request, $kind, @parts ? @parts : ([], [], '', error_words($@)));
+            # Perl keeps memory that it had once: after a long answer a new reader begins small.
+            POSIX::_exit(0) if $sent > RECYCLE_ANSWER_BYTES;
         }
     }
 }
 
-my %SECTION_OF_READER = (sessions => \&section_sessions, mounts => \&section_mounts, reference => \&section_reference);
-
-sub section_answer {
-    my ($request, $kind, @arguments) = @_;
-    my @parts = eval { $SECTION_OF_READER{$kind}->($request, @arguments) };
-    return section_frames($request, $kind, [], '', error_words($@)) unless @parts;
-    return section_frames($request, $kind, @parts);
-}
-
-sub section_frames {
-    my ($request, $kind, $facts, $data, $end) = @_;
-    return frame('B', $request, words(kind => $kind, @$facts)) . $data . frame('E', $request, $end);
+# Writes the frames of a section, none of which splits a record; returns the bytes of its data.
+sub write_section {
+    my ($out, $request, $kind, $facts, $records, $lines, $end) = @_;
+    my $buffer = frame('B', $request, words(kind => $kind, @$facts));
+    my ($payload, $sent) = ('', 0);
+    for my $record (@$records, undef) {
+        if (!defined $record || length($payload) + length($record) > FRAME_BYTES) {
+            $buffer .= frame('D', $request, $payload) if length $payload;
+            $sent += length $payload;
+            write_all($out, $buffer) if length $buffer;
+            $buffer = $payload = '';
+        }
+        $payload .= $record if defined $record;
+    }
+    write_all($out, data_frames('L', $request, $lines) . frame('E', $request, $end));
+    return $sent + length $lines;
 }
 
 # --- the conversation with the worker
@@ -739,6 +728,7 @@ sub section_frames {
 my $input = '';
 my %reader;
 my @hung;
+my $section_begun = 0;
 
 sub finish {
     kill KILL => $reader{pid} if $reader{pid};
@@ -784,16 +774,14 @@ sub start_reader {
     return;
 }
 
-# Returns the next frame of the reader: type and payload; nothing where $until passed.
+# Returns the next frame of the reader, its type and the whole of it; nothing where $until passed.
 sub reader_frame {
     my ($until) = @_;
     while (1) {
         if (length $reader{buffer} >= HEADER_BYTES) {
             my ($type, $length) = (substr($reader{buffer}, 0, 1), hex substr $reader{buffer}, 9, 8);
             if (length $reader{buffer} >= HEADER_BYTES + $length) {
-                my $payload = substr $reader{buffer}, HEADER_BYTES, $length;
-                substr($reader{buffer}, 0, HEADER_BYTES + $length) = '';
-                return ($type, $payload);
+                return ($type, substr $reader{buffer}, 0, HEADER_BYTES + $length, '');
             }
         }
         my $left = $until - now();
@@ -803,13 +791,13 @@ sub reader_frame {
         next if select($bits, undef, undef, $left) < 0;
         read_input() if vec $bits, fileno STDIN, 1;
         next unless vec $bits, fileno $reader{out}, 1;
-        my $count = sysread $reader{out}, $reader{buffer}, 1_048_576, length $reader{buffer};
+        my $count = sysread $reader{out}, $reader{buffer}, 2 * FRAME_BYTES, length $reader{buffer};
         next if !defined $count && $! == EINTR;
         if (!$count) { lose_reader(); failed('internal', 'the reading of the session database ended early') }
     }
 }
 
-# Frames of a section that the reader answers.
+# Passes the frames of a section that the reader answers on to the worker.
 sub from_reader {
     my ($request, $kind, $watch, $until, @arguments) = @_;
     start_reader() unless $reader{pid} && !waitpid $reader{pid}, WNOHANG;
@@ -817,8 +805,11 @@ sub from_reader {
         local $SIG{PIPE} = 'IGNORE';
         syswrite $reader{in}, join(' ', $request, $kind, $watch, @arguments) . "\n";
     }
-    while (my ($type, $payload) = reader_frame($until)) {
-        return $payload if $type eq 'A';
+    while (my ($type, $frame) = reader_frame($until)) {
+        next if $type eq 'N';
+        $section_begun = 1 if $type eq 'B';
+        write_all(\*STDOUT, $frame);
+        return if $type eq 'E';
     }
     lose_reader();
     failed('timeout', 'the session database did not answer in time');
@@ -946,15 +937,21 @@ sub answer {
     for my $section (@sections) {
         my $kind      = $section->{section};
         my $by_reader = $head->{scope} eq 'server' && $kind ne 'load' && $kind ne 'desktops';
-        my $frames    = eval {
+        $section_begun = 0;
+        my $done      = eval {
             failed('not_root', "uid $> is not root") if $by_reader && $>;
             $left->() unless $kind eq 'load';
-            $by_reader
-                ? from_reader($request, $kind, $head->{watch} ? 1 : 0, $until, @$section{ @{ $ALLOWED{$kind} } })
-                : frame('B', $request, words(kind => $kind)) . own_section($request, $section, $left);
+            if ($by_reader) {
+                from_reader($request, $kind, $head->{watch} ? 1 : 0, $until, @$section{ @{ $ALLOWED{$kind} } });
+            } else {
+                write_all(\*STDOUT, frame('B', $request, words(kind => $kind)) . own_section($request, $section, $left));
+            }
+            1;
         };
-        $frames = section_frames($request, $kind, [], '', error_words($@)) unless defined $frames;
-        write_all(\*STDOUT, $frames);
+        next if $done;
+        # A section that fails after it began ends with the error: what came of it before is void.
+        my $begin = $section_begun ? '' : frame('B', $request, words(kind => $kind));
+        write_all(\*STDOUT, $begin . frame('E', $request, error_words($@)));
     }
     return write_all(\*STDOUT, frame('Z', $request, words(uid => $>, host => host_name())));
 }
@@ -983,7 +980,7 @@ sub next_frame {
         my $count = sysread $reader{out}, $reader{buffer}, 65_536, length $reader{buffer};
         if (!$count) { lose_reader() if defined $count; next }
         while (my ($type, $notice) = eval { reader_frame(now() + 0.2) }) {
-            write_all(\*STDOUT, frame('N', 0, $notice)) if $type eq 'N';
+            write_all(\*STDOUT, $notice) if $type eq 'N';
             last unless $reader{out} && length $reader{buffer} >= HEADER_BYTES;
         }
     }
