@@ -272,28 +272,31 @@ my $can_read_without_lock;
 
 # Reads the database file as it lies there, without a lock, so that X2Go's own commands can write whatever becomes of
 # this process meanwhile. What was read counts only if the file, its journal and its change counter are the same
-# before and after, and the last write is longer ago than file times are coarse. Returns nothing where it does not.
+# before and after, and the last write is longer ago than file times are coarse. Returns whether another try makes sense,
+# and what was read.
 sub read_without_lock {
     my ($path, $what, $host) = @_;
     if (!defined $can_read_without_lock) {
         my ($major, $minor, $patch) = do { no warnings 'once'; split /\./, $DBD::SQLite::sqlite_version };
         $can_read_without_lock = $major * 1_000_000 + $minor * 1000 + $patch >= 3_008_005 && $path =~ m{\A[\w/.-]+\z};
     }
-    return unless $can_read_without_lock;
+    return 0 unless $can_read_without_lock;
     my $before = database_signature($path);
     my $header = database_header($path);
     # Not with a write-ahead log (file format 2), nor while a journal is there.
-    return unless length $header == 100 && substr($header, 18, 2) eq "\1\1" && !-s "$path-journal";
+    return 0 unless length $header == 100 && substr($header, 18, 2) eq "\1\1";
+    return 1 if -s "$path-journal";
     my $changed = (Time::HiRes::stat($path))[10];
-    return unless defined $changed && abs(Time::HiRes::time() - $changed) > SETTLED_SECONDS;
+    return 0 unless defined $changed;
+    return 1 unless abs(Time::HiRes::time() - $changed) > SETTLED_SECONDS;
     my @found = eval {
         my $handle = sqlite_handle("uri=file:$path?immutable=1", 0x41);
         my @rows = sqlite_queries($handle, $what, $host);
         $handle->disconnect;
         @rows;
     };
-    return unless @found && $before eq database_signature($path) && !-s "$path-journal";
-    return @found;
+    return 1 if $before ne database_signature($path) || -s "$path-journal";
+    return 0, @found;
 }
 
 sub read_with_lock {
@@ -324,9 +327,9 @@ sub sqlite_rows {
     my $path = database_file();
     POSIX::tzset();
     for my $try (1 .. 4) {
-        my @found = read_without_lock($path, $what, $host);
+        my ($again, @found) = read_without_lock($path, $what, $host);
         return @found if @found;
-        last unless $can_read_without_lock && -s $path;
+        last unless $again;
         Time::HiRes::sleep(0.02 * $try);
     }
     return read_with_lock($path, $what, $host);
