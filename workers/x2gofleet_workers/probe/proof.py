@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from x2gofleet.errors import HostNameChanged, ListingFailed, NotPermitted, NotProven
+from x2gofleet.errors import HostNameChanged, ListingFailed, NotProven
 from x2gofleet.load import LoadReport
 from x2gofleet_workers.probe.faults import error_of_section
 from x2gofleet_workers.probe.protocol import MountRecord, Record, Section
@@ -148,6 +148,11 @@ def _why(state: bytes) -> str:
 
 def record_problem(record: Record, *, host: bytes, backend: str) -> str:
     """Return why a record must not become a row, "" where it may."""
+    return malformed(record, host=host) or _forged(record, backend)
+
+
+def malformed(record: Record, *, host: bytes) -> str:
+    """Return why a record cannot be one of X2Go's own making, or would not print as one row; "" where it can."""
     if record.cut:
         return "a column is longer than 1024 bytes"
     for column in record.text_columns():
@@ -163,6 +168,10 @@ def record_problem(record: Record, *, host: bytes, backend: str) -> str:
         return "a number is missing or out of range"
     if not _TIME.match(record.created) or not _TIME.match(record.touched) or not _AGE.match(record.age):
         return "a time is missing or malformed"
+    return ""
+
+
+def _forged(record: Record, backend: str) -> str:
     if record.foreign_agent:
         return f"its agent is a process of {show(record.foreign_agent, 40)}"
     if backend == "postgres" and record.creator not in _creators(record):
@@ -186,9 +195,12 @@ def _creators(record: Record) -> set[bytes]:
     return {_ADMINISTRATOR, *((_ROLE_PREFIX + user)[:_ROLE_BYTES] for user in users)}
 
 
-def row_of(record: Record, fields: int) -> bytes:
-    """Return the row that X2Go's listing prints of a record; ``fields`` is 16 or 14."""
-    suspended = record.status == b"R" and record.state in _SUSPENDED
+def row_of(record: Record, fields: int, *, use_state: bool = True) -> bytes:
+    """Return the row that X2Go's listing prints of a record.
+
+    ``fields`` is 16 or 14. ``use_state``: a running session whose agent says that it is suspended is printed so.
+    """
+    suspended = use_state and record.status == b"R" and record.state in _SUSPENDED
     columns = [
         *(record.agent_pid, record.session, record.display, record.hostname, b"S" if suspended else record.status),
         *(record.created, record.cookie, record.client, record.graphics_port, record.sound_port, record.touched),
@@ -263,15 +275,6 @@ def _row_problem(fields: Sequence[bytes], users: set[bytes]) -> str:
     if fields[11] not in users:
         return "a session of another user"
     return ""
-
-
-def not_permitted(login: str, uid: int) -> NotPermitted:
-    """Return the error for a login that is not root where all users' sessions are requested."""
-    return NotPermitted(
-        f'uid {uid} ({login}) may not read the session database; scope "server" needs root\'s rights',
-        mend=f"log in as root, let {login} run the probe by sudo or a forced command (docs/servers.md), or set "
-        'scope = "user"',
-    )
 
 
 def prove_load(section: Section, *, login: str = "") -> Proven:
