@@ -65,6 +65,8 @@ class Listing:
     """A full listing of one kind, ready to be stored. Times are ms on the clock of Redis.
 
     ``changes`` are told since the listing whose digest is ``replaces``: "" where there is none, ``*`` for any.
+    ``source`` is what the rows were made from: ``records``, ``command`` or ``probe``. ``host_name`` is the name under
+    which the server has its sessions, "" where the listing does not show it.
     """
 
     kind: Kind
@@ -77,6 +79,8 @@ class Listing:
     state_ttl_ms: int
     exit_status: int = 0
     rejected_rows: int = 0
+    source: str = "command"
+    host_name: str = ""
     replaces: str = ANY_LISTING
     changes: tuple[Change, ...] = ()
 
@@ -266,6 +270,12 @@ class Store:
         ((digest, stdout),) = self._ask([command], f"reading the stored {kind.value} of {target}")
         return (digest.decode(), stdout) if digest is not None and stdout is not None else None
 
+    def recorded_host_name(self, target: str) -> str:
+        """Return the host name under which the server last had its sessions, "" where none is recorded."""
+        command = ("HMGET", self.keys.state(target), "host_name")
+        ((name,),) = self._ask([command], f"reading the host name of {target}")
+        return name.decode("utf-8", "replace") if name is not None else ""
+
     def store(self, lease: Lease, seq: int, listing: Listing) -> Outcome:
         """Store a full listing."""
         target, kind = lease.target, listing.kind
@@ -283,6 +293,7 @@ class Store:
             _entries(listing),
             EVENTS_KEPT,
             EVENTS_TTL_MS,
+            listing.host_name,
             *("stdout", listing.stdout),
             *("exit_status", listing.exit_status),
             *("listed_at", listing.listed_at_ms),
@@ -290,6 +301,7 @@ class Store:
             *("worker", self.worker_id),
             *("schema", SCHEMA_VERSION),
             *("rejected_rows", listing.rejected_rows),
+            *("source", listing.source),
         )
         return self._outcome(target, self._run(self._store, keys, args, f"storing the {kind.value} of {target}"))
 

@@ -1,6 +1,6 @@
 -- Stores one full listing, and the events that tell what it changed. KEYS lease, snapshot, state, events.
 -- ARGV nonce, fence, seq, polled_at, ttl_ms, state_ttl_ms, kind, digest, replaces, events, events_kept, events_ttl_ms,
--- then the other fields as name, value, ... `events` is a JSON list of entries, each a list of names and values: what
+-- host_name ('' where it is not known), then the other fields as name, value, ... `events` is a JSON list of entries, each a list of names and values: what
 -- changed since the listing whose digest is `replaces` ('' where there is none, '*' for any).
 -- Returns {outcome, now_ms}: 'stored' (also when this very write was made before and its reply was lost), 'lost' (the
 -- lease is not the writer's), 'older' (a newer listing is stored), 'expired' or 'future' (polled_at can't be stored),
@@ -31,10 +31,11 @@ local before = redis.call('HMGET', KEYS[3], kind .. '.failures', kind .. '.since
 redis.call('HSET', KEYS[3], kind .. '.good_at', ARGV[4], kind .. '.failures', '0')
 if before[1] ~= '0' or not before[2] then redis.call('HSET', KEYS[3], kind .. '.since', ARGV[4]) end
 redis.call('HDEL', KEYS[3], kind .. '.error_class', kind .. '.error_text')
+if ARGV[13] ~= '' then redis.call('HSET', KEYS[3], 'host_name', ARGV[13]) end
 redis.call('PEXPIRE', KEYS[3], ARGV[6])
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'fence', ARGV[2], 'seq', ARGV[3], 'polled_at', ARGV[4], 'digest', ARGV[8],
-  'changed_at', changed, unpack(ARGV, 13))
+  'changed_at', changed, unpack(ARGV, 14))
 redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', expires))
 local entries = cjson.decode(ARGV[10])
 if kind == 'sessions' and before[1] and before[1] ~= '0' then

@@ -385,7 +385,7 @@ sub postgres_query {
     if ($what eq 'mounts') {
         my $columns = join ', ', map { $bytes->("m.$_") } qw(session_id client path);
         $rows = $handle->selectall_arrayref("select $columns from mounts m join sessions s on s.session_id = m.session_id "
-                . "where s.server = ? order by m.session_id, m.path $limit", undef, $host);
+                . "and s.creator_id = m.creator_id where s.server = ? order by m.session_id, m.path $limit", undef, $host);
     } else {
         my $columns = join ', ', map { /_time$/ ? qq{to_char($_, 'YYYY-MM-DD"T"HH24:MI:SS')} : $bytes->($_) } @COLUMNS;
         $rows = $handle->selectall_arrayref(
