@@ -299,24 +299,27 @@ sub read_without_lock {
     return 0, @found;
 }
 
+# Reads in a transaction. X2Go's commands do not write meanwhile; whoever does (a copy over the file) is noticed.
 sub read_with_lock {
     my ($path, $what, $host) = @_;
     for my $try (1 .. 3) {
-        my @before = stat $path;
-        failed(($!{ENOENT} ? 'missing' : 'unreadable'), "$path: $!") unless @before;
+        failed(($!{ENOENT} ? 'missing' : 'unreadable'), "$path: $!") unless stat $path;
+        my ($before, $after);
         my @found = eval {
             my $handle = sqlite_handle("dbname=$path", 0x1);
             $handle->begin_work;
+            $handle->selectrow_array('select 1 from sessions limit 1');
+            $before = file_signature($path);
             my @rows = sqlite_queries($handle, $what, $host);
+            $after = file_signature($path);
             $handle->rollback;
             $handle->disconnect;
             @rows;
         };
         failed(code_of_sqlite("$@"), "$path: " . sqlite_text("$@")) unless @found;
-        my @after = stat $path;
-        return @found if @after && "@before[0, 1]" eq "@after[0, 1]";
+        return @found if $before eq $after;
     }
-    failed('replaced', "$path was replaced while it was read");
+    failed('replaced', "$path was written to past SQLite while it was read");
 }
 
 sub sqlite_text { my ($text) = @_; $text =~ s/\ADBD::\S+ \S+ failed: |\ADBI connect\(.*?\) failed: //s; return $text }
