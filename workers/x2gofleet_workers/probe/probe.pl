@@ -303,7 +303,8 @@ sub read_without_lock {
 sub read_with_lock {
     my ($path, $what, $host) = @_;
     for my $try (1 .. 3) {
-        failed(($!{ENOENT} ? 'missing' : 'unreadable'), "$path: $!") unless stat $path;
+        my @opened = stat $path;
+        failed(($!{ENOENT} ? 'missing' : 'unreadable'), "$path: $!") unless @opened;
         my ($before, $after);
         my @found = eval {
             my $handle = sqlite_handle("dbname=$path", 0x1);
@@ -317,9 +318,10 @@ sub read_with_lock {
             @rows;
         };
         failed(code_of_sqlite("$@"), "$path: " . sqlite_text("$@")) unless @found;
-        return @found if $before eq $after;
+        # Neither written to since the lock was taken, nor another file than the one that was opened.
+        return @found if $before eq $after && substr($after, 0, 16) eq pack 'd2', @opened[0, 1];
     }
-    failed('replaced', "$path was written to past SQLite while it was read");
+    failed('replaced', "$path was replaced while it was read");
 }
 
 sub sqlite_text { my ($text) = @_; $text =~ s/\ADBD::\S+ \S+ failed: |\ADBI connect\(.*?\) failed: //s; return $text }
