@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from .polled import PolledFleet, write_inventory
-from .realserver import RealX2GoServer, create_empty_database, missing_requirements
+from .postgres import PostgresServer
+from .postgres_farm import PostgresFarm, missing_postgres
+from .realserver import USERS, RealX2GoServer, create_empty_database, missing_requirements
 
 ServerFactory = Callable[..., RealX2GoServer]
+FarmFactory = Callable[..., PostgresFarm]
 PollFactory = Callable[..., PolledFleet]
 Ssh = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -40,7 +43,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def real_x2go() -> None:
     """Skip the test where no real X2Go server can run; fail it there with X2GOFLEET_REQUIRE_E2E=1."""
-    lacking = missing_requirements()
+    _skip_without(missing_requirements())
+
+
+@pytest.fixture(scope="session")
+def real_postgres(real_x2go: None) -> None:
+    """As `real_x2go`, for tests that need Debian's PostgreSQL too."""
+    _skip_without(missing_postgres())
+
+
+def _skip_without(lacking: str) -> None:
     if not lacking:
         return
     if os.environ.get("X2GOFLEET_REQUIRE_E2E") == "1":
@@ -96,6 +108,31 @@ def start_module_server(
     """As `start_server`, for servers that all tests of a module share."""
     with ExitStack() as stack:
         yield _factory(stack, empty_database, login_key, tmp_path_factory)
+
+
+def _farm_factory(stack: ExitStack, start_server: ServerFactory) -> FarmFactory:
+    def start(
+        hostnames: Sequence[str] = ("ts01", "ts02", "ts03"), *, max_connections: int = 40, **settings: Any
+    ) -> PostgresFarm:
+        database = stack.enter_context(PostgresServer(max_connections=max_connections))
+        servers = {name: start_server(name) for name in hostnames}
+        return PostgresFarm(database, servers, users=USERS, **settings)
+
+    return start
+
+
+@pytest.fixture
+def start_postgres_farm(real_postgres: None, start_server: ServerFactory) -> Iterator[FarmFactory]:
+    """`start_postgres_farm(hostnames, ...)`: new servers on a PostgreSQL of their own; gone with the test."""
+    with ExitStack() as stack:
+        yield _farm_factory(stack, start_server)
+
+
+@pytest.fixture(scope="module")
+def start_module_postgres_farm(real_postgres: None, start_module_server: ServerFactory) -> Iterator[FarmFactory]:
+    """As `start_postgres_farm`, for a farm that all tests of a module share."""
+    with ExitStack() as stack:
+        yield _farm_factory(stack, start_module_server)
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ class RealX2GoServer:
     def start_sshd(self) -> None:
         """Start sshd on the port that it had before, or on a free one; returns when it listens."""
         for _ in range(20):
-            port = self.port or _free_port()
+            port = self.port or free_port()
             listening = f"Server listening on {self.host} port {port}."
             before = self.sshd_log().count(listening)
             process = self.namespace.spawn(
@@ -627,7 +627,7 @@ class RealX2GoServer:
         return self.namespace.disk / "var/log/sshd.log"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A free TCP port of 127.0.0.1 below the range that the kernel gives to outgoing connections."""
     while True:
         port = random.randrange(20_000, 32_000)

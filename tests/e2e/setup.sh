@@ -4,6 +4,7 @@ set -eu
 
 packages="x2goserver openssh-server openssh-client python3-x2go python3-x2gobroker x2gobroker-common x2gobroker
 x2gobroker-daemon x2gobroker-loadchecker x2gobroker-agent python3-nose sqlite3
+postgresql libdbd-pg-perl pwgen
 x11-utils x11-xserver-utils xauth xvfb
 sudo util-linux iproute2 perl faketime redis-server"
 
@@ -21,10 +22,20 @@ fi
 
 # The tests start their own servers: nothing that is installed here may start by itself.
 policy=/usr/sbin/policy-rc.d
+made=""
+trap 'rm -f $made' EXIT
 if [ ! -e "$policy" ]; then
-    trap 'rm -f "$policy"' EXIT
+    made="$policy"
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod 755 "$policy"
+fi
+
+# The tests make their own PostgreSQL cluster: without one, Debian's service has nothing to start at boot either.
+clusters=/etc/postgresql-common/createcluster.d
+if [ ! -e "$clusters/x2gofleet.conf" ]; then
+    made="$made $clusters/x2gofleet.conf"
+    mkdir -p "$clusters"
+    echo 'create_main_cluster = false' >"$clusters/x2gofleet.conf"
 fi
 
 log=$(mktemp)
