@@ -13,10 +13,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import paramiko
-from x2gofleet_workers import ssh
 from x2gofleet_workers.inventory import Target, load_inventory
-from x2gofleet_workers.shell_probe import Request, start_command
-from x2gofleet_workers.ssh import Deadline, Endpoint, ProbeChannel, SshConnection
+from x2gofleet_workers.shell_probe import Answer, Request, start_command
+from x2gofleet_workers.ssh import Deadline, Endpoint, ProbeChannel, SshClient, SshConnection
+from x2gofleet_workers.ssh.transport import Transport
 
 from tests.e2e.realserver import RealX2GoServer, create_empty_database, missing_requirements
 
@@ -46,7 +46,7 @@ def real_server() -> Iterator[tuple[RealX2GoServer, Endpoint]]:
 
 def _ask(channel: ProbeChannel, *sections: str) -> list[str]:
     request = Request("server", sections, 20)
-    return [section.signature for section, _ in channel.ask(request, Deadline(30))]
+    return [section.signature for section in channel.exchange(request.line(), Answer(request), Deadline(30))]
 
 
 def _each(run: Callable[[], object], times: int) -> tuple[float, float]:
@@ -74,7 +74,7 @@ def _probe_cpu(server: RealX2GoServer) -> float:
 def _polls() -> list[Row]:
     rows: list[Row] = []
     with real_server() as (server, endpoint):
-        connection = SshConnection.open(endpoint, Deadline(20))
+        connection = SshClient().open(endpoint, Deadline(20))
         channel = connection.start_probe(start_command("auto", as_root=False), Deadline(20))
         (signature,) = _ask(channel, "sessions=-")
         (signature,) = _ask(channel, f"sessions={signature}")
@@ -129,18 +129,18 @@ def _polls() -> list[Row]:
 
 def _idle_cpu(target: Target, check_timeout: float) -> float:
     """Return which part of a core this process uses while it holds idle connections."""
-    before = ssh._Transport._active_check_timeout
-    ssh._Transport._active_check_timeout = check_timeout
+    before = Transport._active_check_timeout
+    Transport._active_check_timeout = check_timeout
     connections: list[SshConnection] = []
     try:
         while len(connections) < IDLE_CONNECTIONS:
-            connections.append(SshConnection.open(target.endpoint, Deadline(30)))
+            connections.append(SshClient().open(target.endpoint, Deadline(30)))
         time.sleep(1.0)
         started, cpu = time.perf_counter(), time.process_time()
         time.sleep(IDLE_SECONDS)
         return (time.process_time() - cpu) / (time.perf_counter() - started)
     finally:
-        ssh._Transport._active_check_timeout = before
+        Transport._active_check_timeout = before
         for connection in connections:
             connection.close()
 
@@ -154,7 +154,7 @@ def _idle() -> list[Row]:
             assert process.stdout is not None
             process.stdout.readline()
             (target,) = load_inventory(inventory).targets.values()
-            ours = _idle_cpu(target, ssh._Transport._active_check_timeout)
+            ours = _idle_cpu(target, Transport._active_check_timeout)
             theirs = _idle_cpu(target, paramiko.Transport._active_check_timeout)
         finally:
             process.terminate()

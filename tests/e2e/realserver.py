@@ -123,7 +123,8 @@ class CommandCounter:
 class RealX2GoServer:
     """One X2Go server at 127.0.0.1:`port` that calls itself `hostname`; use as a context manager.
 
-    Users alice, bob, john_doe and mallory exist (root too); nobody can log in before `authorize`.
+    Users alice, bob, john_doe and mallory exist, or those given (root too); nobody can log in before `authorize`.
+    `max_startups` is sshd's MaxStartups: by default so many that it never drops a connection.
     `directory` must not exist yet; `empty_database` is what `create_empty_database` returned. The logs in
     `directory` outlive the server, all else is removed.
     """
@@ -135,6 +136,7 @@ class RealX2GoServer:
         empty_database: Path,
         hostname: str = "ts01",
         users: Sequence[str] = USERS,
+        max_startups: str = "1000",
     ) -> None:
         self.host = "127.0.0.1"
         self.port = 0
@@ -142,6 +144,7 @@ class RealX2GoServer:
         self.namespace = Namespace(directory, hostname)
         self._empty_database = empty_database
         self._users = tuple(users)
+        self._max_startups = max_startups
         self._next_uid = itertools.count(FIRST_UID)
         self._next_number = itertools.count(1)
         self._public_host_key = ""
@@ -558,7 +561,7 @@ class RealX2GoServer:
         keys.mkdir()
         keys.chmod(0o755)
         self._make_host_key("ed25519")
-        self.path("/etc/ssh/harness_config").write_text(_sshd_config())
+        self.path("/etc/ssh/harness_config").write_text(_sshd_config(self._max_startups))
 
     def _own_x2go_configuration(self) -> None:
         """Own files below /etc/x2go from the start, so that a later write doesn't change inodes by copying up."""
@@ -638,7 +641,7 @@ def free_port() -> int:
                 return port
 
 
-def _sshd_config() -> str:
+def _sshd_config(max_startups: str) -> str:
     """One address, keys only, no PAM; DEBUG1 because only that logs each request for authentication."""
     lines = [
         "ListenAddress 127.0.0.1",
@@ -652,7 +655,7 @@ def _sshd_config() -> str:
         "UseDNS no",
         "PrintMotd no",
         "LogLevel DEBUG1",
-        "MaxStartups 1000",
+        f"MaxStartups {max_startups}",
         "MaxSessions 100",
         "MaxAuthTries 20",
     ]

@@ -85,7 +85,9 @@ def assert_recovers(polled: PolledFleet, name: str) -> None:
 
 def assert_update_recovers(polled: PolledFleet, name: str) -> None:
     """A refresh on request is made at once, in the middle of the back-off."""
-    assert polled.poller()._quick._retry_at[Kind.SESSIONS] > time.monotonic()
+    retry_at = polled.poller().retry_at(Kind.SESSIONS)
+    assert retry_at is not None
+    assert retry_at > time.monotonic()
     polled.cache.update(PROFILE)
     assert polled.status().up
     assert shown(polled) == {name}

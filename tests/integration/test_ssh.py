@@ -20,12 +20,13 @@ import asyncssh
 import paramiko
 import psutil
 import pytest
-from x2gofleet_workers import ssh
 from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.shell_probe import MAX_ANSWER_BYTES, Answer, Request, Section
 from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running_simulation
-from x2gofleet_workers.ssh import Deadline, Endpoint, SshConnection
+from x2gofleet_workers.ssh import Deadline, Endpoint, ProbeChannel, SshClient
+from x2gofleet_workers.ssh.command import CUT_AFTER_SECONDS
 
+from x2gofleet.connection.resolving import Resolver
 from x2gofleet.errors import (
     AuthenticationFailed,
     CommandMissing,
@@ -47,6 +48,7 @@ LONG_SECONDS = 20.0
 SHORT_SECONDS = 0.4
 MARGIN_SECONDS = 1.0
 Run = Callable[[Any], Awaitable[None]]
+CLIENT = SshClient()
 PROBE = "exec sh -c 'the text of the probe' x2gofleet-probe"
 
 
@@ -65,9 +67,9 @@ def in_time(seconds: float) -> Iterator[None]:
     assert took < seconds + MARGIN_SECONDS, f"took {took:.2f} s of {seconds:g} s"
 
 
-def asked(probe: ssh.ProbeChannel, *sections: str, seconds: float = LONG_SECONDS) -> list[Section]:
+def asked(probe: ProbeChannel, *sections: str, seconds: float = LONG_SECONDS) -> list[Section]:
     request = Request("server", sections, max(1, int(seconds)))
-    return [section for section, _ in probe.ask(request, Deadline(seconds))]
+    return list(probe.exchange(request.line(), Answer(request), Deadline(seconds)))
 
 
 @pytest.fixture
@@ -87,14 +89,14 @@ def endpoint(simulation: RunningSimulation) -> Endpoint:
 
 
 def try_open(endpoint: Endpoint, seconds: float = LONG_SECONDS) -> None:
-    SshConnection.open(endpoint, Deadline(seconds)).close()
+    CLIENT.open(endpoint, Deadline(seconds)).close()
 
 
 # What is right
 
 
 def test_a_connection_asks_again_and_again_and_is_closed(endpoint: Endpoint, server: ServerHandle) -> None:
-    connection = SshConnection.open(endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(endpoint, Deadline(LONG_SECONDS))
     assert connection.alive
     probe = connection.start_probe(PROBE, Deadline(LONG_SECONDS))
     assert (probe.hello.uid, probe.hello.user, probe.hello.host) == (0, "root", "ts01")
@@ -110,7 +112,7 @@ def test_a_connection_asks_again_and_again_and_is_closed(endpoint: Endpoint, ser
 
 
 def test_two_probes_share_a_connection(endpoint: Endpoint, server: ServerHandle) -> None:
-    connection = SshConnection.open(endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(endpoint, Deadline(LONG_SECONDS))
     try:
         quick, slow = (connection.start_probe(PROBE, Deadline(LONG_SECONDS)) for _ in range(2))
         assert asked(quick, "load")
@@ -156,7 +158,7 @@ def test_a_fault_that_keeps_from_connecting(fault: str, endpoint: Endpoint, serv
 
 @pytest.mark.parametrize("fault", ASKING)
 def test_a_fault_that_comes_while_connected(fault: str, endpoint: Endpoint, server: ServerHandle) -> None:
-    connection = SshConnection.open(endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(endpoint, Deadline(LONG_SECONDS))
     probe = connection.start_probe(PROBE, Deadline(LONG_SECONDS))
     server.set_fault(fault)
     seconds = SHORT_SECONDS if ASKING[fault] == (DeadlineExceeded,) else LONG_SECONDS
@@ -169,7 +171,7 @@ def test_a_fault_that_comes_while_connected(fault: str, endpoint: Endpoint, serv
 def test_each_of_the_simulators_ways_to_speak_garbage(endpoint: Endpoint, server: ServerHandle) -> None:
     server.set_fault("garbage")
     for _ in range(6):
-        connection = SshConnection.open(endpoint, Deadline(LONG_SECONDS))
+        connection = CLIENT.open(endpoint, Deadline(LONG_SECONDS))
         try:
             probe = connection.start_probe(PROBE, Deadline(LONG_SECONDS))
             with pytest.raises((ProofError, DeadlineExceeded)):
@@ -179,7 +181,7 @@ def test_each_of_the_simulators_ways_to_speak_garbage(endpoint: Endpoint, server
 
 
 def test_a_login_that_may_not_become_root(endpoint: Endpoint) -> None:
-    connection = SshConnection.open(replace(endpoint, user="alice"), Deadline(LONG_SECONDS))
+    connection = CLIENT.open(replace(endpoint, user="alice"), Deadline(LONG_SECONDS))
     try:
         with pytest.raises(NotPermitted, match=r"alice may not become root by sudo: sudo: a password is required"):
             connection.start_probe(PROBE.replace("exec", "exec sudo -n"), Deadline(LONG_SECONDS))
@@ -188,7 +190,7 @@ def test_a_login_that_may_not_become_root(endpoint: Endpoint) -> None:
 
 
 def poll_once(endpoint: Endpoint, seconds: float) -> None:
-    connection = SshConnection.open(endpoint, Deadline(seconds))
+    connection = CLIENT.open(endpoint, Deadline(seconds))
     try:
         asked(connection.start_probe(PROBE, Deadline(seconds)), "load", seconds=0.1)
     finally:
@@ -339,9 +341,10 @@ def test_of_several_addresses_one_that_swallows_packets_leaves_time_for_the_next
 ) -> None:
     with black_hole() as address:
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", each) for each in (address, (server.address, server.port))]
-        monkeypatch.setattr(ssh._resolver, "addresses", lambda *_, **__: found)
+        resolver = Resolver()
+        monkeypatch.setattr(resolver, "addresses", lambda *_, **__: found)
         with in_time(3.0):
-            try_open(endpoint, 3.0)
+            SshClient(resolver=resolver).open(endpoint, Deadline(3.0)).close()
 
 
 def test_a_name_that_does_not_resolve(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -622,7 +625,7 @@ ENDED: dict[str, tuple[Run, type[PollError], str]] = {
 @pytest.mark.parametrize("name", ENDED)
 def test_a_probe_that_does_not_start(name: str, scripted: Callable[..., Scripted]) -> None:
     run, error, said = ENDED[name]
-    connection = SshConnection.open(scripted(run).endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(scripted(run).endpoint, Deadline(LONG_SECONDS))
     try:
         with pytest.raises(PollError, match=said) as caught:
             connection.start_probe("x2gofleet-probe", Deadline(LONG_SECONDS))
@@ -633,7 +636,7 @@ def test_a_probe_that_does_not_start(name: str, scripted: Callable[..., Scripted
 
 
 def test_a_server_that_runs_no_commands(scripted: Callable[..., Scripted]) -> None:
-    connection = SshConnection.open(scripted(None).endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(scripted(None).endpoint, Deadline(LONG_SECONDS))
     try:
         with pytest.raises(ConnectionLost, match="the probe could not be started"):
             connection.start_probe("x2gofleet-probe", Deadline(LONG_SECONDS))
@@ -654,7 +657,7 @@ def test_a_probe_that_never_greets_is_closed_and_leaves_the_connection_to_others
             await answering(well)(process)
 
     server = scripted(run)
-    connection = SshConnection.open(server.endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(server.endpoint, Deadline(LONG_SECONDS))
     try:
         first = connection.start_probe("x2gofleet-probe", Deadline(LONG_SECONDS))
         with pytest.raises(DeadlineExceeded), in_time(SHORT_SECONDS):
@@ -667,7 +670,7 @@ def test_a_probe_that_never_greets_is_closed_and_leaves_the_connection_to_others
 
 def test_noise_before_the_greeting_is_passed_over_up_to_a_limit(scripted: Callable[..., Scripted]) -> None:
     noise = b"Welcome!\nx2gofleet-probe is here\n" + b"\xff" * 1000 + b"\n"
-    connection = SshConnection.open(scripted(answering(well, noise + HELLO)).endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(scripted(answering(well, noise + HELLO)).endpoint, Deadline(LONG_SECONDS))
     try:
         assert asked(connection.start_probe("x", Deadline(LONG_SECONDS)), "load")[0].body == b"x"
     finally:
@@ -681,7 +684,7 @@ def test_endless_noise_is_cut_off(line: bytes, scripted: Callable[..., Scripted]
             process.stdout.write(line * 5000)
             await process.stdout.drain()
 
-    connection = SshConnection.open(scripted(run).endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(scripted(run).endpoint, Deadline(LONG_SECONDS))
     try:
         with pytest.raises(NotProven, match="prints more than"), in_time(5.0):
             connection.start_probe("x", Deadline(LONG_SECONDS))
@@ -696,7 +699,7 @@ def test_a_flood_on_stderr_blocks_nobody_and_little_of_it_is_kept(scripted: Call
             await process.stderr.drain()
         process.stdout.write(load_answer(mark))
 
-    connection = SshConnection.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
     try:
         probe = connection.start_probe("x", Deadline(LONG_SECONDS))
         assert asked(probe, "load")[0].body == b"x"
@@ -716,7 +719,7 @@ def test_a_flood_on_stdout_is_cut_off(scripted: Callable[..., Scripted]) -> None
             sent[0] += 65536
             await process.stdout.drain()
 
-    connection = SshConnection.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
     try:
         probe = connection.start_probe("x", Deadline(LONG_SECONDS))
         with pytest.raises(NotProven, match="longer than"):
@@ -736,7 +739,7 @@ def test_a_flood_between_polls_stops_at_the_window(scripted: Callable[..., Scrip
             sent[0] += 65536
             await process.stdout.drain()
 
-    connection = SshConnection.open(scripted(run).endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(scripted(run).endpoint, Deadline(LONG_SECONDS))
     try:
         probe = connection.start_probe("x", Deadline(LONG_SECONDS))
         seen = -1
@@ -756,7 +759,7 @@ def test_a_hung_slow_probe_costs_its_channel_alone(scripted: Callable[..., Scrip
             process.stdout.write(load_answer(mark))
 
     server = scripted(answering(run))
-    connection = SshConnection.open(server.endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(server.endpoint, Deadline(LONG_SECONDS))
     try:
         quick, slow = (connection.start_probe("x", Deadline(LONG_SECONDS)) for _ in range(2))
         with pytest.raises(DeadlineExceeded), in_time(SHORT_SECONDS):
@@ -764,7 +767,7 @@ def test_a_hung_slow_probe_costs_its_channel_alone(scripted: Callable[..., Scrip
         slow.close()
         wait_until(lambda: server.over == 1, "the hung probe is over")
         # Longer than the reaper would wait before it cuts what does not come back.
-        time.sleep(ssh._CUT_AFTER_SECONDS + 0.2)
+        time.sleep(CUT_AFTER_SECONDS + 0.2)
         assert asked(quick, "load")
     finally:
         connection.close()
@@ -779,15 +782,16 @@ def test_sections_are_yielded_as_they_arrive(scripted: Callable[..., Scripted]) 
             await asyncio.sleep(0.01)
         process.stdout.write(f"{mark} begin mounts\n2\n{mark} end mounts 0\n{mark} done uid=0 host=a\n".encode())
 
-    connection = SshConnection.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
     try:
         probe = connection.start_probe("x", Deadline(LONG_SECONDS))
-        answers = probe.ask(Request("server", ("load", "mounts"), 9), Deadline(LONG_SECONDS))
-        section, answer = next(answers)
-        assert isinstance(answer, Answer)
+        request = Request("server", ("load", "mounts"), 9)
+        answer = Answer(request)
+        sections = probe.exchange(request.line(), answer, Deadline(LONG_SECONDS))
+        section = next(sections)
         assert (section.body, answer.done) == (b"1", False)
         may_go_on.set()
-        assert [section.body for section, _ in answers] == [b"2"]
+        assert [section.body for section in sections] == [b"2"]
     finally:
         connection.close()
 
@@ -800,7 +804,7 @@ def test_a_trickle_does_not_outlast_the_deadline(scripted: Callable[..., Scripte
             process.stderr.write(b"y")
             await asyncio.sleep(0.01)
 
-    connection = SshConnection.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
     try:
         probe = connection.start_probe("x", Deadline(LONG_SECONDS))
         with pytest.raises(DeadlineExceeded), in_time(SHORT_SECONDS):
@@ -813,7 +817,7 @@ def test_a_trickle_does_not_outlast_the_deadline(scripted: Callable[..., Scripte
 
 
 def test_close_wakes_a_blocked_reader_at_once(endpoint: Endpoint, server: ServerHandle) -> None:
-    connection = SshConnection.open(endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(endpoint, Deadline(LONG_SECONDS))
     probe = connection.start_probe(PROBE, Deadline(LONG_SECONDS))
     server.set_fault("hang")
     with ThreadPoolExecutor(1) as pool:
@@ -833,11 +837,11 @@ def test_cancel_wakes_whoever_is_connecting(
     with black_hole() as (_, port), ThreadPoolExecutor(1) as pool:
         server.set_fault("tarpit")
         place = endpoint if where == "tarpit" else at_port(endpoint, port, tmp_path)
-        blocked = pool.submit(SshConnection.open, place, deadline)
+        blocked = pool.submit(CLIENT.open, place, deadline)
         if where == "tarpit":
             wait_until(lambda: server.counters.open_connections == 1, "it is connected")
         else:
-            wait_until(lambda: deadline._sock is not None, "it is connecting")
+            wait_until(lambda: deadline.is_watching, "it is connecting")
         with in_time(0.0):
             deadline.cancel()
             with pytest.raises(OutageError):
@@ -845,7 +849,7 @@ def test_cancel_wakes_whoever_is_connecting(
     late = Deadline(LONG_SECONDS)
     late.cancel()
     with pytest.raises(OutageError), in_time(0.0):
-        SshConnection.open(endpoint, late)
+        CLIENT.open(endpoint, late)
 
 
 def switches(thread: threading.Thread) -> int:
@@ -854,10 +858,10 @@ def switches(thread: threading.Thread) -> int:
 
 
 def test_an_idle_connection_does_not_wake(endpoint: Endpoint) -> None:
-    """Guards the private name that ssh.py sets: without it paramiko wakes each connection ten times a second."""
+    """Guards the private name that ssh/transport.py sets: paramiko alone wakes each connection ten times a second."""
     assert paramiko.Transport._active_check_timeout == 0.1
     before = set(threading.enumerate())
-    connection = SshConnection.open(endpoint, Deadline(LONG_SECONDS))
+    connection = CLIENT.open(endpoint, Deadline(LONG_SECONDS))
     try:
         connection.start_probe(PROBE, Deadline(LONG_SECONDS))
         (reader,) = [thread for thread in set(threading.enumerate()) - before if isinstance(thread, paramiko.Transport)]

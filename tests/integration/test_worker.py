@@ -14,20 +14,12 @@ from pathlib import Path
 import pytest
 from x2gofleet_workers import worker as worker_module
 from x2gofleet_workers.inventory import load_inventory
-from x2gofleet_workers.polling import TargetPoller
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
 from tests.processes import OwnValkey, wait_until
 from x2gofleet.cache import FleetCache
-from x2gofleet.errors import (
-    AuthenticationFailed,
-    CacheUnavailable,
-    ListingFailed,
-    PollError,
-    RefreshFailed,
-    Unreachable,
-)
+from x2gofleet.errors import CacheUnavailable, RefreshFailed
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Lease, Store
@@ -171,7 +163,7 @@ def test_unchanged_sessions_are_confirmed_and_stay_fresh(
 def test_once_a_minute_the_listing_is_made_anew(
     running: OwnValkey, simulation: RunningSimulation, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("x2gofleet_workers.polling.RELIST_SECONDS", 0.7)
+    monkeypatch.setattr("x2gofleet_workers.polling.lanes.RELIST_SECONDS", 0.7)
     worker = start()
     wait_until(lambda: worker.pollers and worker.pollers["ts01"].counters.full_listings >= 3, "it is listed again")
     assert worker.pollers["ts01"].counters.confirmed >= 2
@@ -515,20 +507,6 @@ def test_worker_ids_are_checked(name: str, simulation: RunningSimulation, valkey
         return
     with pytest.raises(ValueError, match="is no worker id"):
         Worker(fleet, settings)
-
-
-def test_faults_of_the_set_up_back_off_slower_and_both_have_a_limit(
-    running: OwnValkey, simulation: RunningSimulation
-) -> None:
-    target = load_inventory(simulation.inventory).targets["ts01"]
-    poller = TargetPoller(target, None, None, jitter=lambda: 1.0)  # type: ignore[arg-type]
-
-    def delays(exc: PollError) -> list[float]:
-        return [poller.backoff(exc, failures) for failures in (1, 2, 3, 4, 10, 1000)]
-
-    assert delays(Unreachable("x")) == [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
-    assert delays(AuthenticationFailed("x")) == [10.0, 20.0, 40.0, 80.0, 600.0, 600.0]
-    assert delays(ListingFailed("x")) == [2.0, 4.0, 6.0, 8.0, 20.0, 30.0]
 
 
 def test_a_fleet_of_one_server(running: OwnValkey, cache: FleetCache, tmp_path: Path) -> None:

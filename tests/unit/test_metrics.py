@@ -37,12 +37,10 @@ from x2gofleet_workers.metrics import (
     Result,
     Standing,
 )
-from x2gofleet_workers.polling import TargetPoller
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
-from x2gofleet.errors import Unreachable
 from x2gofleet.kinds import Kind
-from x2gofleet.store import Lease, Outcome
+from x2gofleet.store import Outcome
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 WORKERS = Path(x2gofleet_workers.__file__).parent
@@ -213,38 +211,6 @@ def test_both_formats_are_well_formed_and_hold_the_same(metrics: PrometheusMetri
     assert found == scrape(metrics)
     assert not [name for name, _ in found if name.endswith("_created")]
     assert metrics.exposition()[1].startswith("text/plain; version=0.0.4")
-
-
-class RefusingStore:
-    """A store to which the lease of every write is lost."""
-
-    def now_ms(self, target: str) -> int:
-        return 1_700_000_000_000
-
-    def fail(self, *args: object, **fields: object) -> Outcome:
-        return Outcome.LOST
-
-
-def test_a_failure_that_may_not_be_recorded_is_a_refused_write(metrics: PrometheusMetrics) -> None:
-    target = parse_inventory(INVENTORY).targets["ts01"]
-    poller = TargetPoller(target, RefusingStore(), None, metrics=metrics)  # type: ignore[arg-type]
-    exc = Unreachable("nobody there")
-    assert changes(
-        metrics, lambda: poller.record_failure(Lease("ts01", "n", 1), [Kind.SESSIONS], exc, retry_seconds=1.0)
-    ) == {"x2gofleet_refused_writes_total{lost}": 1}
-
-
-def test_ages_are_of_the_kinds_that_a_target_is_polled_for_by_itself() -> None:
-    clock = Clock()
-    text = INVENTORY + '[intervals]\ndesktops = 30\nload = 0\n[profiles.alice]\nservers = ["ts01"]\nuser = "alice"\n'
-    targets = parse_inventory(text).targets
-    pollers = {name: TargetPoller(targets[name], None, None, monotonic=clock) for name in targets}  # type: ignore[arg-type]
-    clock.now += 3
-    pollers["ts01"].good_at[Kind.MOUNTS] = clock.now
-    clock.now += 1
-    assert pollers["ts01"].ages() == {Kind.SESSIONS: 4, Kind.MOUNTS: 1}
-    assert pollers["alice@ts01"].ages() == {Kind.SESSIONS: 4, Kind.MOUNTS: 4, Kind.DESKTOPS: 4}
-    assert pollers["ts01"].condition == "connecting"
 
 
 # The document

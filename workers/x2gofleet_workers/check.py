@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from x2gofleet.errors import PollError
 from x2gofleet.kinds import Kind
 from x2gofleet.parsing import parse_sessions
 from x2gofleet_workers.inventory import Fleet, Target
-from x2gofleet_workers.polling import judge, start_probe
-from x2gofleet_workers.proof import show
-from x2gofleet_workers.shell_probe import Request
-from x2gofleet_workers.ssh import Deadline, SshConnection
+from x2gofleet_workers.polling.sections import prove, start_probe
+from x2gofleet_workers.shell_probe import Answer, Request
+from x2gofleet_workers.ssh import Deadline, SshClient, SshConnection
+from x2gofleet_workers.text import show
 
 _AT_ONCE = 16
 
@@ -28,12 +29,12 @@ class Checked:
     text: str
 
 
-def check_target(target: Target) -> Checked:
+def check_target(target: Target, client: SshClient) -> Checked:
     """Connect, verify, log in, list once; never raises a PollError."""
     address = f"{target.endpoint.user}@{target.endpoint.host}:{target.endpoint.port}"
     deadline = Deadline(max(target.deadline_seconds, 10.0))
     try:
-        connection = SshConnection.open(target.endpoint, deadline)
+        connection = client.open(target.endpoint, deadline)
         try:
             return Checked(target.id, address, ok=True, text=_ask(target, connection, deadline))
         finally:
@@ -47,8 +48,9 @@ def _ask(target: Target, connection: SshConnection, deadline: Deadline) -> str:
     said: list[str] = []
     sections = ("load", "sessions=-", "mounts") if target.scope == "server" else ("sessions=-", "mounts")
     request = Request(target.scope, sections, max(1, int(deadline.left()) - 1))
-    for section, answer in channel.ask(request, deadline):
-        proven = judge(target, section, answer.mark, channel)
+    answer = Answer(request)
+    for section in channel.exchange(request.line(), answer, deadline):
+        proven = prove(target, section, answer.mark, channel)
         if section.kind is Kind.SESSIONS:
             host = section.attributes.get("host") or channel.hello.host
             count = len(parse_sessions(proven.stdout)[0])
@@ -66,8 +68,9 @@ def check_fleet(fleet: Fleet) -> int:
     """Print a line for each target, the first as soon as it is known; return how many failed."""
     width = max(len(name) for name in fleet.targets)
     failed = 0
+    check = partial(check_target, client=SshClient())
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for checked in pool.map(check_target, fleet.targets.values()):
+        for checked in pool.map(check, fleet.targets.values()):
             failed += not checked.ok
             word = "ok    " if checked.ok else "FAILED"
             print(f"{word}  {checked.target:<{width}}  {checked.address}  {checked.text}", flush=True)

@@ -197,3 +197,23 @@ def _kind(text: str) -> Kind:
         return Kind(text)
     except ValueError:
         raise NotProven("the answer has a section of an unknown kind") from None
+
+
+class HelloDecoder:
+    """Finds the hello in what a login prints; ``rest`` is what came behind it, ``noise`` all that came so far."""
+
+    def __init__(self) -> None:
+        self.noise, self.rest = b"", b""
+
+    def feed(self, data: bytes) -> Hello | None:
+        """Take in bytes; return the hello once it has come. Raises NotProven for endless noise."""
+        self.noise += data
+        *lines, rest = self.noise.split(b"\n")
+        for index, line in enumerate(lines):
+            hello = parse_hello(line)
+            if hello is not None:
+                self.rest = b"\n".join([*lines[index + 1 :], rest])
+                return hello
+        if len(self.noise) > MAX_NOISE_BYTES:
+            raise NotProven(f"the login prints more than {MAX_NOISE_BYTES} bytes before the probe greets")
+        return None

@@ -26,6 +26,7 @@ from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling import QUICK_KINDS, SLOW_KINDS, TargetPoller
 from x2gofleet_workers.refresh import RefreshDesk
 from x2gofleet_workers.schedule import Schedule
+from x2gofleet_workers.ssh import SshClient
 
 CONNECTING_THREADS = 16
 PUBLISH_SECONDS = 60.0
@@ -92,6 +93,7 @@ class Worker:
         self.schedule = Schedule(max_threads=max(_LEAST_THREADS, 2 * len(fleet.targets) + 4))
         self._connecting = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="x2gofleet-connecting")
         self._desk = RefreshDesk(self._request_store, lambda name: self.pollers.get(name), self._known_targets, metrics)
+        self._ssh_client = SshClient()
         self._pollers: dict[str, TargetPoller] = {}
         self._in_connecting: set[str] = set()
         self._lock = threading.Lock()
@@ -320,7 +322,14 @@ class Worker:
         target = self.fleet.targets.get(name)
         if target is None:
             return
-        poller = TargetPoller(target, self._store, self.ownership, metrics=self._metrics, hints=self._hints)
+        poller = TargetPoller(
+            target,
+            self._store,
+            self.ownership,
+            connector=self._ssh_client,
+            metrics=self._metrics,
+            hints=self._hints,
+        )
         with self._lock:
             before = self._pollers.pop(name, None)
             self._pollers[name] = poller

@@ -1,0 +1,101 @@
+"""answers: takes in the sections of one answer: proves each, has it written, and notes what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from x2gofleet.errors import CacheUnavailable, PollError
+from x2gofleet.keys import target_id
+from x2gofleet.kinds import Kind
+from x2gofleet.store import Outcome
+from x2gofleet_workers.polling.context import PollContext, PollMoment
+from x2gofleet_workers.polling.reports import PollReport
+from x2gofleet_workers.polling.sections import is_of_users, prove
+from x2gofleet_workers.polling.writer import SnapshotWriter
+from x2gofleet_workers.shell_probe import Section
+from x2gofleet_workers.ssh import ProbeChannel
+
+
+class AnswerResults:
+    """What came of one answer.
+
+    ``failures``: what could not be believed, by kind. ``again``: kinds of which Redis does not hold what this worker
+    means. ``lost``: whether the lease proved to be lost. ``unwritten``: that Redis could not be reached, if so.
+    """
+
+    def __init__(
+        self,
+        context: PollContext,
+        writer: SnapshotWriter,
+        moment: PollMoment,
+        report: PollReport,
+        *,
+        users: Iterable[str] = (),
+    ) -> None:
+        self._context, self._writer, self._moment, self._report = context, writer, moment, report
+        self._waiting_users = list(users)
+        self.failures: dict[Kind, PollError] = {}
+        self.again: list[Kind] = []
+        self.lost = False
+        self.unwritten: CacheUnavailable | None = None
+
+    def take(self, section: Section, mark: bytes, channel: ProbeChannel) -> None:
+        """Prove a section and have it written. Never raises for what the server or Redis does."""
+        kind, metrics, name = section.kind, self._context.metrics, self._name_of(section)
+        if self.unwritten is not None:
+            # The rest of the answer is read all the same, so that the probe can be used again.
+            metrics.polled(kind, "unwritten")
+            return
+        try:
+            outcome = self._write(section, name, mark, channel)
+        except PollError as exc:
+            self.failures.setdefault(kind, exc)
+        except CacheUnavailable as exc:
+            self.unwritten = exc
+            metrics.polled(kind, "unwritten")
+        else:
+            self._note(section, name, outcome)
+
+    def _name_of(self, section: Section) -> str:
+        target = self._context.target
+        if is_of_users(target, section.kind):
+            return target_id(target.server, self._waiting_users.pop(0))
+        return target.id
+
+    def _write(self, section: Section, name: str, mark: bytes, channel: ProbeChannel) -> Outcome:
+        context, kind = self._context, section.kind
+        if section.same:
+            return self._writer.confirm(self._moment, section.signature)
+        duration_ms = int((context.monotonic() - self._moment.started) * 1000)
+        if kind is Kind.SESSIONS:
+            context.counters.full_listings += 1
+            context.metrics.listed()
+        return self._writer.store(
+            self._moment,
+            name,
+            kind,
+            prove(context.target, section, mark, channel),
+            exit_status=section.status,
+            duration_ms=duration_ms,
+            signature=section.signature,
+        )
+
+    def _note(self, section: Section, name: str, outcome: Outcome) -> None:
+        context, kind = self._context, section.kind
+        if outcome is Outcome.STORED:
+            self._report.stored.append((name, kind))
+            context.metrics.polled(kind, "confirmed" if section.same else "stored")
+            if name == context.target.id:
+                context.progress.good_at[kind] = self._moment.started
+            return
+        context.metrics.polled(kind, "refused")
+        context.metrics.write_refused(outcome)
+        if outcome is Outcome.ABSENT:
+            self.again.append(kind)
+            return
+        context.counters.refused_writes += 1
+        if outcome is Outcome.LOST:
+            self.lost = True
+            self.again.append(kind)
+        else:
+            self._report.errors[kind] = f"the write was refused: {outcome.value}"

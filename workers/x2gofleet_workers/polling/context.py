@@ -1,0 +1,50 @@
+"""context: what the parts of one target's polling share: the target, where it is written, who is informed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from x2gofleet.store import Lease, Store
+from x2gofleet_workers.hints import Hints
+from x2gofleet_workers.inventory import Target
+from x2gofleet_workers.metrics import Metrics
+from x2gofleet_workers.ownership import Ownership
+from x2gofleet_workers.polling.reports import Counters, Progress
+
+
+class NotOwnerError(Exception):
+    """This worker does not hold the target's lease."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollContext:
+    """One target's polling."""
+
+    target: Target
+    store: Store
+    ownership: Ownership
+    metrics: Metrics
+    hints: Hints
+    monotonic: Callable[[], float]
+    counters: Counters = field(default_factory=Counters)
+    progress: Progress = field(default_factory=Progress)
+
+    def lease(self) -> Lease:
+        """Return the target's lease; raises NotOwnerError."""
+        lease = self.ownership.lease(self.target.id)
+        if lease is None:
+            raise NotOwnerError(self.target.id)
+        return lease
+
+
+@dataclass(frozen=True, slots=True)
+class PollMoment:
+    """What all writes of one poll share.
+
+    ``started`` is the monotonic time at which its request was sent, ``polled_at_ms`` the same on the clock of Redis.
+    """
+
+    lease: Lease
+    started: float
+    polled_at_ms: int

@@ -1,0 +1,74 @@
+"""failures: which kinds of one lane fail, how often in a row, and when each is tried again."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterable, Sequence
+
+from x2gofleet.errors import PollError
+from x2gofleet.kinds import Kind
+from x2gofleet_workers.polling.backoff import Backoff
+
+log = logging.getLogger(__name__)
+
+
+class KindFailures:
+    """The failures of one lane of a target; times are monotonic."""
+
+    def __init__(self, target: str, backoff: Backoff) -> None:
+        self._target, self._backoff = target, backoff
+        self._failures: dict[Kind, int] = {}
+        self._retry_at: dict[Kind, float] = {}
+        self._outage: set[Kind] = set()
+        self._last_logged: dict[Kind, str] = {}
+
+    def is_failing(self, kind: Kind) -> bool:
+        """Whether the last poll of a kind failed."""
+        return kind in self._failures
+
+    def may_try(self, kinds: Iterable[Kind], now: float) -> bool:
+        """Whether the back-off of any of these kinds is over."""
+        return any(self.is_over(kind, now) for kind in kinds)
+
+    def is_over(self, kind: Kind, now: float) -> bool:
+        """Whether a kind may be tried: it does not fail, or its back-off is over."""
+        return now >= self._retry_at.get(kind, -math.inf)
+
+    def retry_at(self, kind: Kind) -> float | None:
+        """Return when a failing kind is tried again, None for one that does not fail."""
+        return self._retry_at.get(kind)
+
+    def outage(self, kinds: Iterable[Kind]) -> None:
+        """Note that these kinds fail as the server can't be reached: any success ends that for all of them."""
+        self._outage.update(kinds)
+
+    def record(self, kinds: Sequence[Kind], exc: PollError, now: float) -> float:
+        """Record one more failure of these kinds; return the seconds to wait before the next try."""
+        failures = 1 + max(self._failures.get(kind, 0) for kind in kinds)
+        delay_seconds = self._backoff.seconds(exc, failures)
+        self._failures.update(dict.fromkeys(kinds, failures))
+        self._retry_at.update(dict.fromkeys(kinds, now + delay_seconds))
+        self._log(kinds, f"{type(exc).__name__}: {exc}")
+        return delay_seconds
+
+    def _log(self, kinds: Sequence[Kind], text: str) -> None:
+        if any(self._last_logged.get(kind) != text for kind in kinds):
+            log.warning("%s: %s", self._target, text)
+            self._last_logged.update(dict.fromkeys(kinds, text))
+
+    def no_outage(self, kind: Kind) -> None:
+        """Note that a kind fails by itself: the server was reached."""
+        self._outage.discard(kind)
+
+    def succeeded(self, kinds: Collection[Kind]) -> None:
+        """Forget failures of these kinds, and of all that failed as the server could not be reached."""
+        over = [kind for kind in self._failures if kind in kinds or kind in self._outage]
+        if not kinds or not over:
+            return
+        self._outage.clear()
+        for kind in over:
+            for by_kind in (self._failures, self._retry_at, self._last_logged):
+                by_kind.pop(kind, None)
+        if not self._failures:
+            log.info("%s: answers again", self._target)

@@ -1,0 +1,147 @@
+"""poller: the polls of one target: two lanes over one connection, when they are due or when a reader requests them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from x2gofleet.keys import is_username, target_id
+from x2gofleet.kinds import Kind
+from x2gofleet.store import Outcome, Store
+from x2gofleet_workers.hints import NO_HINTS, Hints
+from x2gofleet_workers.inventory import Target, polled_kinds
+from x2gofleet_workers.metrics import NO_METRICS, Condition, Metrics
+from x2gofleet_workers.ownership import Ownership
+from x2gofleet_workers.polling.backoff import Backoff
+from x2gofleet_workers.polling.connection import Connector, TargetConnection
+from x2gofleet_workers.polling.context import NotOwnerError, PollContext
+from x2gofleet_workers.polling.lanes import QUICK, QUICK_KINDS, SLOW, SLOW_KINDS, Lane, nothing
+from x2gofleet_workers.polling.reports import Counters, PollReport
+from x2gofleet_workers.polling.sections import is_of_users
+from x2gofleet_workers.polling.writer import SnapshotWriter
+
+
+class TargetPoller:
+    """Polls one target. Thread-safe: one poll at a time per lane."""
+
+    def __init__(
+        self,
+        target: Target,
+        store: Store,
+        ownership: Ownership,
+        *,
+        connector: Connector,
+        metrics: Metrics = NO_METRICS,
+        hints: Hints = NO_HINTS,
+        monotonic: Callable[[], float] = time.monotonic,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.target = target
+        self._context = context = PollContext(
+            target=target, store=store, ownership=ownership, metrics=metrics, hints=hints, monotonic=monotonic
+        )
+        self._connection = TargetConnection(context, connector)
+        self._writer = SnapshotWriter(context)
+        if backoff is None:
+            backoff = Backoff(interval_seconds=target.intervals[Kind.SESSIONS])
+        self._quick, self._slow = (
+            Lane(role, context, self._connection, self._writer, backoff) for role in (QUICK, SLOW)
+        )
+        self._since = monotonic()
+
+    @property
+    def counters(self) -> Counters:
+        """What the polls came to."""
+        return self._context.counters
+
+    @property
+    def tried(self) -> bool:
+        """Whether a poll was made, well or not."""
+        return self._context.progress.tried
+
+    @property
+    def connected(self) -> bool:
+        """Whether a poll can be made without connecting first."""
+        return self._connection.is_usable
+
+    @property
+    def condition(self) -> Condition:
+        """How the target stands, by its sessions."""
+        if self._quick.failures.is_failing(Kind.SESSIONS):
+            return "backing_off"
+        return "up" if self.connected else "connecting"
+
+    def ages(self) -> dict[Kind, float]:
+        """Return the seconds since the last good answer of each kind, or since the target came to this worker."""
+        now, good_at = self._context.monotonic(), self._context.progress.good_at
+        own = (kind for kind in polled_kinds(self.target) if not is_of_users(self.target, kind))
+        return {kind: now - good_at.get(kind, self._since) for kind in own}
+
+    def may_try(self) -> bool:
+        """Whether the back-off after a failure is over."""
+        return self._quick.may_try()
+
+    def retry_at(self, kind: Kind) -> float | None:
+        """Return when (monotonic time) a kind that fails is tried again, None for one that does not fail."""
+        lane = self._quick if kind in QUICK_KINDS else self._slow
+        return lane.failures.retry_at(kind)
+
+    def poll_quick(self) -> PollReport:
+        """Poll the quick kinds that are due."""
+        return self._quick.poll(self._quick.due())
+
+    def poll_slow(self) -> PollReport:
+        """Poll the slow kinds that are due, where there is a connection."""
+        kinds = self._slow.due() if self.connected else []
+        users: tuple[str, ...] = ()
+        if Kind.DESKTOPS in kinds and is_of_users(self.target, Kind.DESKTOPS):
+            users = self._writer.users
+            if not users:
+                kinds.remove(Kind.DESKTOPS)
+        return self._slow.poll(kinds, users=users)
+
+    def refresh(
+        self, kinds: Sequence[Kind], username: str | None, *, begins: Callable[[], None] = nothing
+    ) -> PollReport:
+        """Poll ``kinds`` now, in full, whatever is due; desktops of ``username`` or of every user with a session.
+
+        ``begins`` is called when the poll is about to begin: requests that came until then are answered by it.
+        Raises ValueError for a ``username`` that may not be part of a request or key.
+        """
+        report = PollReport()
+        if username is not None:
+            target_id(self.target.server, username)
+        quick = [kind for kind in kinds if kind in QUICK_KINDS]
+        slow = [kind for kind in kinds if kind in SLOW_KINDS]
+        if username is not None and not is_username(username):
+            raise ValueError(f"{username!r} is no user name")
+        of_users = Kind.DESKTOPS in slow and is_of_users(self.target, Kind.DESKTOPS)
+        needs_listing = of_users and username is None and self._writer.stored_listing is None
+        if quick or not self.connected or needs_listing:
+            found = self._quick.poll(quick or [Kind.SESSIONS], force=True, begins=begins)
+            begins = nothing
+            report.stored += [item for item in found.stored if item[1] in kinds]
+            report.errors.update(found.errors)
+        if slow and not report.errors:
+            users: tuple[str, ...] = ()
+            if of_users:
+                users = (username,) if username else self._writer.users
+            found = self._slow.poll(slow, force=True, users=users, begins=begins)
+            report.stored += found.stored
+            report.errors.update(found.errors)
+        return report
+
+    def discard(self) -> None:
+        """Drop what is cached of this target, and have the next poll list in full. Raises NotOwnerError."""
+        if self._writer.discard() is Outcome.LOST:
+            raise NotOwnerError(self.target.id)
+        if self.target.scope == "server":
+            for name in self._context.store.users_desktops(self.target.server):
+                self._writer.discard_desktops(name)
+
+    def close(self) -> None:
+        """Cut the connection, and with it any running poll."""
+        self._connection.refuse()
+        for lane in (self._quick, self._slow):
+            lane.cancel()
+        self._connection.drop()

@@ -1,0 +1,140 @@
+"""channel: a running probe: a hello, then one request and one answer at a time.
+
+Moves bytes between a command on the server and the decoders of the probe's protocol, and knows nothing else of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from typing import Protocol, TypeVar
+
+from x2gofleet.errors import ConnectionLost, NotProven, PollError
+from x2gofleet_workers.shell_probe import Hello, HelloDecoder
+from x2gofleet_workers.ssh.deadlines import Deadline
+from x2gofleet_workers.ssh.starting import login_ended
+from x2gofleet_workers.text import show
+
+SectionT = TypeVar("SectionT")
+SectionT_co = TypeVar("SectionT_co", covariant=True)
+
+
+class ByteChannel(Protocol):
+    """A command's input and output; RunningCommand is one."""
+
+    @property
+    def stderr(self) -> bytes:
+        """What came on stderr lately."""
+
+    def within(self, deadline: Deadline) -> AbstractContextManager[None]:
+        """Bound a block that sends and receives."""
+
+    def send(self, data: bytes, deadline: Deadline) -> None:
+        """Write to the command's stdin."""
+
+    def receive(self, deadline: Deadline) -> bytes:
+        """Return the next bytes of stdout, b"" at its end."""
+
+    def exit_status(self, deadline: Deadline) -> int:
+        """Return the exit status, after the end of stdout."""
+
+    def forget_stderr(self) -> None:
+        """Let ``stderr`` begin anew."""
+
+    def close(self) -> None:
+        """End the command."""
+
+
+class AnswerDecoder(Protocol[SectionT_co]):
+    """Decodes one answer as it arrives."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete."""
+
+    @property
+    def uid(self) -> int:
+        """As whom the probe answered, once it is done."""
+
+    def feed(self, data: bytes) -> Iterator[SectionT_co]:
+        """Take in bytes and yield the sections that they complete; raises NotProven."""
+
+
+class ProbeChannel:
+    """A running probe that has greeted. Not thread-safe, but ``close`` may come from anywhere.
+
+    ``requests`` counts the requests so far; ``idle`` is False from the beginning of a request until its answer is
+    complete, and for good when that failed: then the channel can't be used any more.
+    """
+
+    def __init__(self, channel: ByteChannel, hello: Hello, received: bytes = b"") -> None:
+        self._channel, self._received = channel, received
+        self.hello = hello
+        self.requests = 0
+        self.idle = True
+
+    @classmethod
+    def greet(cls, channel: ByteChannel, user: str, deadline: Deadline, *, first_input: bytes = b"") -> ProbeChannel:
+        """Write ``first_input`` and read up to the hello; what shells print before it is noise.
+
+        Raises NotProven for another protocol and for endless noise, and where the login of ``user`` ends before the
+        hello the error that says why.
+        """
+        if first_input:
+            # A login that does not run the probe may be over by now: what it said comes from reading.
+            with suppress(OSError):
+                channel.send(first_input, deadline)
+        decoder = HelloDecoder()
+        while data := channel.receive(deadline):
+            hello = decoder.feed(data)
+            if hello is not None:
+                return cls(channel, hello, decoder.rest)
+        status = channel.exit_status(deadline)
+        raise login_ended(user, status=status, stdout=decoder.noise, stderr=channel.stderr)
+
+    def exchange(self, request: bytes, decoder: AnswerDecoder[SectionT], deadline: Deadline) -> Iterator[SectionT]:
+        """Send a request and yield each section of its answer as it arrives, until ``decoder`` is done.
+
+        Raises DeadlineExceeded, ConnectionLost and NotProven; then the channel can't be used any more.
+        """
+        self.requests += 1
+        self.idle = False
+        self._channel.forget_stderr()
+        with self._channel.within(deadline):
+            self._channel.send(request, deadline)
+            data, self._received = self._received, b""
+            while not decoder.done:
+                yield from _decoded(decoder, data or self._receive(deadline))
+                data = b""
+            if decoder.uid != self.hello.uid:
+                raise NotProven(f"the probe greeted as uid {self.hello.uid} and answered as uid {decoder.uid}")
+            self.idle = True
+
+    def _receive(self, deadline: Deadline) -> bytes:
+        data = self._channel.receive(deadline)
+        if not data:
+            raise ConnectionLost(f"the probe ended in the middle of an answer: {self.stderr or 'nothing was said'}")
+        return data
+
+    @property
+    def stderr(self) -> str:
+        """What came on stderr since the last request began, as one line of plain text."""
+        return show(self.stderr_bytes)
+
+    @property
+    def stderr_bytes(self) -> bytes:
+        """What came on stderr since the last request began: its last 4096 bytes."""
+        return self._channel.stderr
+
+    def close(self) -> None:
+        """End the probe: it reads end of input."""
+        self._channel.close()
+
+
+def _decoded(decoder: AnswerDecoder[SectionT], data: bytes) -> Iterator[SectionT]:
+    try:
+        yield from decoder.feed(data)
+    except PollError:
+        raise
+    except Exception as exc:
+        raise NotProven(f"the answer could not be decoded: {type(exc).__name__}") from exc

@@ -1,0 +1,41 @@
+"""client: opens verified, logged-in connections; holds what all connections of a process share."""
+
+from __future__ import annotations
+
+from x2gofleet.connection.resolving import Resolver
+from x2gofleet_workers.ssh.connection import SshConnection
+from x2gofleet_workers.ssh.deadlines import Deadline, DeadlineWatch, shut
+from x2gofleet_workers.ssh.dialing import dial
+from x2gofleet_workers.ssh.endpoint import Endpoint
+from x2gofleet_workers.ssh.host_keys import KnownHosts
+from x2gofleet_workers.ssh.keys import load_key
+from x2gofleet_workers.ssh.login import authenticate
+from x2gofleet_workers.ssh.transport import end, negotiate
+
+
+class SshClient:
+    """Opens connections. Thread-safe; one is enough for a process."""
+
+    def __init__(self, *, resolver: Resolver | None = None) -> None:
+        self._resolver = resolver or Resolver()
+        self._known_hosts = KnownHosts()
+        self._watch = DeadlineWatch()
+
+    def open(self, endpoint: Endpoint, deadline: Deadline) -> SshConnection:
+        """Connect, verify the host key, log in. Raises a PollError; leaves nothing open when it fails."""
+        key = load_key(endpoint.key_file)
+        known = self._known_hosts.keys_of(endpoint)
+        sock = dial(endpoint, self._resolver, deadline)
+        try:
+            with self._watch.guarded(sock, deadline):
+                transport = negotiate(sock, endpoint, known, deadline)
+                try:
+                    authenticate(transport, endpoint, key, deadline)
+                except BaseException:
+                    end(transport, sock)
+                    raise
+        except BaseException:
+            shut(sock)
+            sock.close()
+            raise
+        return SshConnection(transport, sock, endpoint, self._watch)

@@ -1,0 +1,102 @@
+"""transport: the SSH protocol on a connected socket, up to a server that has proven its host key."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import paramiko
+
+from x2gofleet.errors import HostKeyMismatch, PollError, Unreachable
+from x2gofleet_workers.ssh.deadlines import Deadline, shut
+from x2gofleet_workers.ssh.endpoint import Endpoint
+from x2gofleet_workers.ssh.faults import describe
+from x2gofleet_workers.ssh.host_keys import HostKeysByType
+
+_LOG_CHANNEL = "x2gofleet_workers.paramiko"
+logging.getLogger(_LOG_CHANNEL).setLevel(logging.CRITICAL)
+
+_END_SECONDS = 2.0
+_WEAK_ALGORITHMS = {
+    "kex": ["diffie-hellman-group14-sha1", "diffie-hellman-group-exchange-sha1", "diffie-hellman-group1-sha1"],
+    "ciphers": ["aes128-cbc", "aes192-cbc", "aes256-cbc", "3des-cbc"],
+    "macs": ["hmac-sha1", "hmac-sha1-96", "hmac-md5", "hmac-md5-96"],
+    "keys": ["ssh-rsa", "ssh-dss"],
+    "pubkeys": ["ssh-rsa", "ssh-dss"],
+}
+
+
+class Transport(paramiko.Transport):
+    """paramiko's transport without its ten wake-ups a second."""
+
+    # paramiko wakes each idle connection ten times a second to see whether it was closed; here a connection is closed
+    # by shutting its socket down, which wakes the reader at once. A test guards this private name.
+    _active_check_timeout = 60.0
+
+
+def end(transport: paramiko.Transport, sock: socket.socket) -> None:
+    """Cut a connection, wait for its thread, then close it.
+
+    In this order: a descriptor closed under a thread that is about to wait for it may be another's by then.
+    """
+    shut(sock)
+    if transport.is_alive():
+        transport.join(_END_SECONDS)
+    transport.close()
+    sock.close()
+
+
+def negotiate(sock: socket.socket, endpoint: Endpoint, known: HostKeysByType, deadline: Deadline) -> Transport:
+    """Return the transport of a server that has proven one of the ``known`` keys; nothing is open after an error.
+
+    Raises HostKeyMismatch, Unreachable and DeadlineExceeded.
+    """
+    transport = Transport(sock, disabled_algorithms=_WEAK_ALGORITHMS)
+    transport.set_log_channel(_LOG_CHANNEL)
+    transport.banner_timeout = transport.handshake_timeout = deadline.left()
+    try:
+        options = transport.get_security_options()
+        options.key_types = [name for name in _key_algorithms(known) if name in options.key_types]
+        transport.start_client(timeout=deadline.left())
+        _verify(transport, endpoint, known, deadline)
+    except PollError:
+        end(transport, sock)
+        raise
+    except Exception as exc:
+        # Of any class: paramiko hands on whatever its reading of the server's packets raised.
+        end(transport, sock)
+        raise _negotiation_error(exc, endpoint, known, deadline) from exc
+    return transport
+
+
+def _key_algorithms(known: HostKeysByType) -> list[str]:
+    """Return the host key algorithms to ask for: those by which a known key can prove itself."""
+    names: list[str] = []
+    for key_type in known:
+        names += ["rsa-sha2-512", "rsa-sha2-256"] if key_type == "ssh-rsa" else [key_type]
+    return names
+
+
+def _verify(transport: Transport, endpoint: Endpoint, known: HostKeysByType, deadline: Deadline) -> None:
+    offered = transport.get_remote_server_key() if transport.is_active() else None
+    if offered is None:
+        raise deadline.exceeded()
+    expected = known.get(offered.get_name())
+    if expected is None or expected.asbytes() != offered.asbytes():
+        raise HostKeyMismatch(
+            f"{endpoint.address} shows the host key {offered.fingerprint}, which is not the known one; no key was "
+            "offered",
+            mend=f"if the server was reinstalled, replace its line in {endpoint.known_hosts}; if not, somebody may be "
+            "in between",
+        )
+
+
+def _negotiation_error(exc: Exception, endpoint: Endpoint, known: HostKeysByType, deadline: Deadline) -> PollError:
+    if isinstance(exc, paramiko.ssh_exception.IncompatiblePeer) and "host key" in str(exc):
+        return HostKeyMismatch(
+            f"{endpoint.address} has no host key of the known types ({', '.join(known)})",
+            mend=f"if the server was reinstalled, replace its line in {endpoint.known_hosts}",
+        )
+    if deadline.passed():
+        return deadline.exceeded()
+    return Unreachable(f"{endpoint.address} does not speak SSH as expected: {describe(exc)}")
