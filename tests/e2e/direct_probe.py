@@ -79,7 +79,9 @@ class DirectProbe:
             raise EOFError("the probe ended")
         return data
 
-    def send(self, *sections: SectionRequest, scope: Scope = Scope.SERVER, seconds: int = 20, watch: bool = False) -> None:
+    def send(
+        self, *sections: SectionRequest, scope: Scope = Scope.SERVER, seconds: int = 20, watch: bool = False
+    ) -> None:
         """Send a request; ``receive`` returns its sections."""
         self._decoder = AnswerDecoder(Request(scope, sections, seconds, watch), after=self._decoder)
         assert self.process.stdin is not None
@@ -132,4 +134,6 @@ class DirectProbe:
 
     def reader_pid(self) -> int:
         """Return the process id, on this machine, of the reader: the younger of the two."""
-        return max(self.pids(), key=lambda pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]))
+        return max(
+            self.pids(), key=lambda pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        )

@@ -7,13 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from x2gofleet.errors import PollError
+from x2gofleet.errors import ListingFailed, PollError
 from x2gofleet.kinds import Kind
 from x2gofleet.parsing import parse_sessions
 from x2gofleet_workers.inventory import Fleet, Target
-from x2gofleet_workers.polling.sections import prove, start_probe
-from x2gofleet_workers.shell_probe import Answer, Request
-from x2gofleet_workers.ssh import Deadline, SshClient, SshConnection
+from x2gofleet_workers.polling.sections import (
+    exchange,
+    prove,
+    quick_kinds,
+    reference_request,
+    request_for,
+    start_probe,
+)
+from x2gofleet_workers.probe.proof import Proven
+from x2gofleet_workers.probe.protocol import Section, SectionKind
+from x2gofleet_workers.probe.reference import Agreement, compare_with_reference
+from x2gofleet_workers.ssh import Deadline, ProbeChannel, SshClient, SshConnection
 from x2gofleet_workers.text import show
 
 _AT_ONCE = 16
@@ -45,23 +54,42 @@ def check_target(target: Target, client: SshClient) -> Checked:
 
 def _ask(target: Target, connection: SshConnection, deadline: Deadline) -> str:
     channel = start_probe(target, connection, deadline)
-    said: list[str] = []
-    sections = ("load", "sessions=-", "mounts") if target.scope == "server" else ("sessions=-", "mounts")
-    request = Request(target.scope, sections, max(1, int(deadline.left()) - 1))
-    answer = Answer(request)
-    for section in channel.exchange(request.line(), answer, deadline):
-        proven = prove(target, section, answer.mark, channel)
-        if section.kind is Kind.SESSIONS:
-            host = section.attributes.get("host") or channel.hello.host
-            count = len(parse_sessions(proven.stdout)[0])
-            backend = section.attributes.get("backend", "unknown")
-            polls = "conditional polls" if section.signature != "-" else "a full listing each poll"
-            said.append(f"{count} session(s)")
-            said.append(f"host name {show(host.encode(), 64)}")
-            said.append(f"{show(backend.encode(), 16)}, {polls}")
-            if proven.rejected:
-                said.append(f"{len(proven.rejected)} row(s) left out: {proven.rejected[0]}")
-    return ", ".join(said)
+    facts: list[str] = []
+    kinds = [kind for kind in quick_kinds(target) if kind is not Kind.LOAD or target.scope == "server"]
+    request = request_for(target, kinds, deadline)
+    assert request is not None
+    for section in exchange(channel, request, deadline):
+        proven = prove(target, section, channel)
+        if section.kind is SectionKind.SESSIONS:
+            facts += _facts(target, section, proven, channel.hello.host)
+    if target.scope == "server" and target.listing == "records":
+        facts.append(_agreement(target, channel, deadline))
+    return ", ".join(facts)
+
+
+def _facts(target: Target, section: Section, proven: Proven, host: str) -> list[str]:
+    """Return what is worth knowing of a good listing."""
+    count = sum(not row.is_finished() for row in parse_sessions(proven.stdout)[0])
+    facts = [f"{count} session(s)", f"host name {show((section.host or host).encode(), 64)}"]
+    if section.backend:
+        facts.append(f"{show(section.backend.encode(), 16)}, by {proven.source}")
+    if proven.rejected_rows:
+        facts.append(f"{proven.rejected_rows} row(s) left out: {proven.rejected[0]}")
+    return [*facts, *proven.notes[:1]]
+
+
+def _agreement(target: Target, channel: ProbeChannel, deadline: Deadline) -> str:
+    """Return how the records compare with X2Go's own query; raises ListingFailed where they differ."""
+    (section,) = exchange(channel, reference_request(target, deadline), deadline)
+    comparison = compare_with_reference(section)
+    if comparison.agreement is Agreement.DIFFERS:
+        raise ListingFailed(
+            f"the session records and X2Go's own query differ: {comparison.text}",
+            mend=f'set `listing = "command"` for the server {target.server} in fleet.toml',
+        )
+    if comparison.agreement is Agreement.INCONCLUSIVE:
+        return f"not compared with X2Go's own query: {comparison.text}"
+    return "equal to X2Go's own query"
 
 
 def check_fleet(fleet: Fleet) -> int:

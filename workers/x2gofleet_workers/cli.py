@@ -20,7 +20,7 @@ from x2gofleet_workers.embedded import EmbeddedValkey
 from x2gofleet_workers.endpoint import Endpoint, health_url, healthcheck
 from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.metrics import NO_METRICS, PrometheusMetrics
-from x2gofleet_workers.shell_probe import probe_text
+from x2gofleet_workers.probe.delivery import probe_text
 from x2gofleet_workers.simulator import command as simulate_command
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
@@ -164,7 +164,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    sys.stdout.write(probe_text())
+    sys.stdout.write(probe_text().decode())
     return 0
 
 

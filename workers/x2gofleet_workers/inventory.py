@@ -37,7 +37,7 @@ _USER_DESKTOPS_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
 
-_LOGIN_KEYS = ("user", "port", "key_file", "known_hosts", "scope", "command", "deadline")
+_LOGIN_KEYS = ("user", "port", "key_file", "known_hosts", "scope", "command", "listing", "deadline")
 _SERVER_KEYS = (*_LOGIN_KEYS, "host", "hostname", "labels", "weight", "drain")
 _PROFILE_KEYS = ("servers", "labels", "user", "key_file")
 _TABLES = ("defaults", "intervals", "ttls", "servers", "profiles", "import")
@@ -58,13 +58,18 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One SSH login that is polled; intervals and ttls in seconds, an interval of 0 switches a kind off."""
+    """One SSH login that is polled; intervals and ttls in seconds, an interval of 0 switches a kind off.
+
+    ``command``: ``auto`` sends the probe along, ``wrapper`` relies on an installed one. ``listing``: what the rows of
+    a server's sessions are made from, ``records`` or ``command``.
+    """
 
     id: str
     server: str
     scope: Scope
     endpoint: Endpoint
     command: str
+    listing: str
     hostname: str
     deadline_seconds: float
     intervals: Mapping[Kind, float]
@@ -111,6 +116,7 @@ class Fleet:
         polled = [
             (
                 *(target.id, target.endpoint.host, target.endpoint.port, target.endpoint.user, target.command),
+                target.listing,
                 *(target.hostname, target.deadline_seconds, target.sessions_interval_chosen),
                 *(target.intervals[kind] for kind in Kind),
                 *(target.ttls[kind] for kind in Kind),
@@ -399,6 +405,10 @@ class _Reader:
         if command not in ("auto", "wrapper"):
             owner = self._owner(where, "command")
             self._fail(owner, "command", f"{_shown(command)} is no way to run the probe", 'use "auto" or "wrapper"')
+        listing = login.get("listing", "records")
+        if listing not in ("records", "command"):
+            owner = self._owner(where, "listing")
+            self._fail(owner, "listing", f"{_shown(listing)} is not a valid listing", 'use "records" or "command"')
         deadline = login.get("deadline", DEFAULT_DEADLINE_SECONDS)
         if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 1 <= deadline <= 300:
             owner = self._owner(where, "deadline")
@@ -412,6 +422,7 @@ class _Reader:
             scope,
             Endpoint(server.host, server.port, user, paths["key_file"], paths["known_hosts"]),
             command,
+            listing,
             server.hostname,
             float(deadline),
             chosen,

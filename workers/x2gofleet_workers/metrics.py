@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from x2gofleet.errors import FleetError
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Outcome
+from x2gofleet_workers.probe.reference import Agreement
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -49,6 +50,9 @@ class Metrics:
 
     def rows_rejected(self, kind: Kind, count: int) -> None:
         """So many rows of a listing were left out."""
+
+    def compared(self, agreement: Agreement) -> None:
+        """The records of a server were compared with X2Go's own query."""
 
     def write_refused(self, outcome: Outcome) -> None:
         """Redis was asked to write, and its script refused."""
@@ -142,6 +146,12 @@ class PrometheusMetrics(Metrics):
             ["kind"],
             registry=registry,
         )
+        compared = Counter(
+            "x2gofleet_reference_comparisons_total",
+            "Comparisons of session records with X2Go's own query: equal, differs, or inconclusive.",
+            ["agreement"],
+            registry=registry,
+        )
         refused = Counter(
             "x2gofleet_refused_writes_total",
             "Writes that Redis's script refused: the lease is lost, what it builds on is absent or replaced, a newer "
@@ -169,6 +179,7 @@ class PrometheusMetrics(Metrics):
         self._polls = {(kind, result): polls.labels(kind, result) for kind in Kind for result in get_args(Result)}
         self._poll_seconds = {lane: poll_seconds.labels(lane) for lane in get_args(LaneName)}
         self._rejected = {kind: rejected.labels(kind) for kind in Kind}
+        self._compared = {agreement: compared.labels(agreement) for agreement in Agreement}
         refusals = [outcome for outcome in Outcome if outcome is not Outcome.STORED]
         self._refused: dict[Outcome, Counter] = {outcome: refused.labels(outcome) for outcome in refusals}
         self._redis_seconds = {operation: redis_seconds.labels(operation) for operation in get_args(Operation)}
@@ -195,6 +206,10 @@ class PrometheusMetrics(Metrics):
     def listed(self) -> None:
         """Count a full listing."""
         self._full_listings.inc()
+
+    def compared(self, agreement: Agreement) -> None:
+        """Count a comparison."""
+        self._compared[agreement].inc()
 
     def rows_rejected(self, kind: Kind, count: int) -> None:
         """Count rows that were left out."""

@@ -23,13 +23,14 @@ from x2gofleet_workers.hints import HintTeller
 from x2gofleet_workers.inventory import Fleet, InventoryFile
 from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse, Standing
 from x2gofleet_workers.ownership import Ownership
-from x2gofleet_workers.polling import QUICK_KINDS, SLOW_KINDS, TargetPoller
+from x2gofleet_workers.polling import TargetPoller, quick_kinds, slow_kinds
 from x2gofleet_workers.refresh import RefreshDesk
 from x2gofleet_workers.schedule import Schedule
 from x2gofleet_workers.ssh import SshClient
 
 CONNECTING_THREADS = 16
 PUBLISH_SECONDS = 60.0
+REFERENCE_LOOK_SECONDS = 30.0
 STALE_INVENTORY_SECONDS = 30.0
 _LEAST_THREADS = 256
 STOP_SECONDS = 5.0
@@ -336,20 +337,22 @@ class Worker:
         if before is not None:
             before.close()
         for lane, kinds, run in (
-            ("quick", QUICK_KINDS, self._run_quick),
-            ("slow", SLOW_KINDS, self._run_slow),
+            ("quick", quick_kinds(target), self._run_quick),
+            ("slow", slow_kinds(target), self._run_slow),
         ):
             intervals = [target.intervals[kind] for kind in kinds if target.intervals[kind] > 0]
             if intervals:
                 self.schedule.add(f"{name}/{lane}", min(intervals), _bound(run, poller))
+        if target.scope == "server":
+            self.schedule.add(f"{name}/reference", REFERENCE_LOOK_SECONDS, poller.compare_with_reference)
         self._connect(poller)
 
     def _lose(self, name: str) -> None:
         with self._lock:
             poller = self._pollers.pop(name, None)
         self._hints.forget(name)
-        for lane in ("quick", "slow"):
-            self.schedule.remove(f"{name}/{lane}")
+        for job in ("quick", "slow", "reference"):
+            self.schedule.remove(f"{name}/{job}")
         if poller is not None:
             poller.close()
 

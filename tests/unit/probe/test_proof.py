@@ -45,7 +45,8 @@ BOB = replace(ALICE, session=b"bob-51-1763800000_stDXFCE_dp24", username=b"bob",
 def sessions(*records: Record, **more: Any) -> Section:
     """A section of a server's sessions, as the probe sends it."""
     return Section(
-        kind=SectionKind.SESSIONS, **{"backend": "sqlite", "host": "ts01", "records": records, "signature": "a.1", **more}
+        kind=SectionKind.SESSIONS,
+        **{"backend": "sqlite", "host": "ts01", "records": records, "signature": "a.1", **more},
     )
 
 
@@ -59,7 +60,16 @@ def test_a_record_becomes_the_row_that_x2go_prints() -> None:
 
 def test_a_session_that_is_being_started_is_a_row_with_empty_fields() -> None:
     empty = dict.fromkeys(
-        ("cookie", "client", "agent_pid", "graphics_port", "sound_port", "sshfs_port", "tekictrl_port", "tekidata_port"),
+        (
+            "cookie",
+            "client",
+            "agent_pid",
+            "graphics_port",
+            "sound_port",
+            "sshfs_port",
+            "tekictrl_port",
+            "tekidata_port",
+        ),
         b"",
     )
     assert proven(sessions(replace(ALICE, **empty))).stdout == (
@@ -167,7 +177,9 @@ CREATORS: list[tuple[str, Record, bytes, bool]] = [
 def test_on_postgresql_a_row_is_genuine_only_by_its_creator(
     case: str, record: Record, creator: bytes, genuine: bool
 ) -> None:
-    found = proven(sessions(replace(record, creator=creator), replace(BOB, creator=b"x2gouser_bob"), backend="postgres"))
+    found = proven(
+        sessions(replace(record, creator=creator), replace(BOB, creator=b"x2gouser_bob"), backend="postgres")
+    )
 
     assert found.rejected_rows == (not genuine)
     assert len(found.stdout.splitlines()) == 1 + genuine
@@ -226,7 +238,9 @@ def test_no_error_of_the_probe_is_an_empty_listing(code: ErrorCode) -> None:
     assert "it said" in str(raised.value)
 
 
-@pytest.mark.parametrize("code", ["locked", "hot_journal", "timeout", "hung", "busy", "too_large", "replaced", "malformed"])
+@pytest.mark.parametrize(
+    "code", ["locked", "hot_journal", "timeout", "hung", "busy", "too_large", "replaced", "malformed"]
+)
 def test_what_a_user_can_bring_about_is_never_a_fault_that_is_retried_slowly(code: str) -> None:
     with pytest.raises(PollError) as raised:
         proven(sessions(status=SectionStatus.ERROR, error=SectionError(ErrorCode(code), "text")))
@@ -264,7 +278,9 @@ def user_sessions(stdout: bytes, exit_status: int = 0) -> Section:
     return Section(kind=SectionKind.SESSIONS, stdout=stdout, exit_status=exit_status, stderr="")
 
 
-@pytest.mark.parametrize(("login", "user"), [("alice", "alice"), ("Alice", "alice"), ("alice@corp.example.org", "alice")])
+@pytest.mark.parametrize(
+    ("login", "user"), [("alice", "alice"), ("Alice", "alice"), ("alice@corp.example.org", "alice")]
+)
 def test_in_scope_user_rows_are_those_of_the_account_that_the_probe_runs_as(login: str, user: str) -> None:
     found = prove_sessions(user_sessions(ALICE_ROW + b"\n"), scope="user", login=login, user=user)
 
@@ -287,7 +303,12 @@ def test_in_scope_user_an_error_text_is_not_a_listing(stdout: bytes, text: str) 
 
 def test_mounts_come_from_records_and_bad_ones_are_left_out() -> None:
     good = MountRecord(b"", b"alice-50", b"10.1.2.3", b"/home/alice/a|b")
-    bad = [replace(good, session=b"a|b"), replace(good, client=b"\n"), replace(good, path=b"x\ny"), replace(good, cut=b"3")]
+    bad = [
+        replace(good, session=b"a|b"),
+        replace(good, client=b"\n"),
+        replace(good, path=b"x\ny"),
+        replace(good, cut=b"3"),
+    ]
     section = Section(kind=SectionKind.MOUNTS, backend="sqlite", host="ts01", mounts=(good, *bad))
 
     found = prove_mounts(section, scope="server", login="root")

@@ -1,12 +1,12 @@
 """Polling: one target's polls: ask over the probe, prove, store or confirm, record what failed.
 
-Two lanes share a target's connection, each with a probe of its own: the quick one (sessions, load) owns the
-connection, the slow one (mounts, desktops) can't delay it.
+Two lanes share a target's connection. The quick one owns it and keeps a resident probe: sessions and load, of a server
+as a whole also mounts. The slow one starts a probe for each poll of what X2Go's commands take long for.
 """
 
 from x2gofleet_workers.polling.context import NotOwnerError
-from x2gofleet_workers.polling.lanes import QUICK_KINDS, SLOW_KINDS
 from x2gofleet_workers.polling.poller import TargetPoller
 from x2gofleet_workers.polling.reports import Counters, PollReport
+from x2gofleet_workers.polling.sections import quick_kinds, slow_kinds
 
-__all__ = ["QUICK_KINDS", "SLOW_KINDS", "Counters", "NotOwnerError", "PollReport", "TargetPoller"]
+__all__ = ["Counters", "NotOwnerError", "PollReport", "TargetPoller", "quick_kinds", "slow_kinds"]

@@ -12,7 +12,7 @@ from x2gofleet_workers.polling.context import PollContext, PollMoment
 from x2gofleet_workers.polling.reports import PollReport
 from x2gofleet_workers.polling.sections import is_of_users, prove
 from x2gofleet_workers.polling.writer import SnapshotWriter
-from x2gofleet_workers.shell_probe import Section
+from x2gofleet_workers.probe.protocol import Section
 from x2gofleet_workers.ssh import ProbeChannel
 
 
@@ -39,49 +39,52 @@ class AnswerResults:
         self.lost = False
         self.unwritten: CacheUnavailable | None = None
 
-    def take(self, section: Section, mark: bytes, channel: ProbeChannel) -> None:
+    def take(self, section: Section, channel: ProbeChannel) -> None:
         """Prove a section and have it written. Never raises for what the server or Redis does."""
-        kind, metrics, name = section.kind, self._context.metrics, self._name_of(section)
+        kind, metrics = Kind(section.kind.value), self._context.metrics
+        name = self._name_of(kind)
         if self.unwritten is not None:
             # The rest of the answer is read all the same, so that the probe can be used again.
             metrics.polled(kind, "unwritten")
             return
         try:
-            outcome = self._write(section, name, mark, channel)
+            outcome = self._write(section, kind, name, channel)
         except PollError as exc:
             self.failures.setdefault(kind, exc)
         except CacheUnavailable as exc:
             self.unwritten = exc
             metrics.polled(kind, "unwritten")
         else:
-            self._note(section, name, outcome)
+            self._note(section, kind, name, outcome)
 
-    def _name_of(self, section: Section) -> str:
+    def _name_of(self, kind: Kind) -> str:
         target = self._context.target
-        if is_of_users(target, section.kind):
+        if is_of_users(target, kind):
             return target_id(target.server, self._waiting_users.pop(0))
         return target.id
 
-    def _write(self, section: Section, name: str, mark: bytes, channel: ProbeChannel) -> Outcome:
-        context, kind = self._context, section.kind
+    def _write(self, section: Section, kind: Kind, name: str, channel: ProbeChannel) -> Outcome:
+        context = self._context
         if section.same:
             return self._writer.confirm(self._moment, section.signature)
         duration_ms = int((context.monotonic() - self._moment.started) * 1000)
         if kind is Kind.SESSIONS:
             context.counters.full_listings += 1
             context.metrics.listed()
+            context.reference.require_agreement()
+        recorded_host = self._writer.recorded_host_name() if kind is Kind.SESSIONS else ""
         return self._writer.store(
             self._moment,
             name,
             kind,
-            prove(context.target, section, mark, channel),
-            exit_status=section.status,
+            prove(context.target, section, channel, recorded_host=recorded_host),
             duration_ms=duration_ms,
             signature=section.signature,
+            host_name=section.host if section.records or not section.others else "",
         )
 
-    def _note(self, section: Section, name: str, outcome: Outcome) -> None:
-        context, kind = self._context, section.kind
+    def _note(self, section: Section, kind: Kind, name: str, outcome: Outcome) -> None:
+        context = self._context
         if outcome is Outcome.STORED:
             self._report.stored.append((name, kind))
             context.metrics.polled(kind, "confirmed" if section.same else "stored")

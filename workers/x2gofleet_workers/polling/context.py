@@ -10,6 +10,7 @@ from x2gofleet_workers.hints import Hints
 from x2gofleet_workers.inventory import Target
 from x2gofleet_workers.metrics import Metrics
 from x2gofleet_workers.ownership import Ownership
+from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.reports import Counters, Progress
 
 
@@ -27,6 +28,7 @@ class PollContext:
     metrics: Metrics
     hints: Hints
     monotonic: Callable[[], float]
+    reference: ReferenceCheck
     counters: Counters = field(default_factory=Counters)
     progress: Progress = field(default_factory=Progress)
 

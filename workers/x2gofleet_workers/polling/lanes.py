@@ -12,7 +12,7 @@ from x2gofleet.errors import CacheUnavailable, PollError
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import NOT_OWNED
 from x2gofleet.store import Lease
-from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS
+from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS, Target
 from x2gofleet_workers.metrics import LaneName
 from x2gofleet_workers.polling.answers import AnswerResults
 from x2gofleet_workers.polling.backoff import Backoff
@@ -20,13 +20,20 @@ from x2gofleet_workers.polling.connection import TargetConnection
 from x2gofleet_workers.polling.context import NotOwnerError, PollContext, PollMoment
 from x2gofleet_workers.polling.failures import KindFailures
 from x2gofleet_workers.polling.reports import PollReport
-from x2gofleet_workers.polling.sections import request_for, start_probe
+from x2gofleet_workers.polling.sections import (
+    exchange,
+    quick_kinds,
+    reference_request,
+    request_for,
+    slow_kinds,
+    start_probe,
+)
 from x2gofleet_workers.polling.writer import SnapshotWriter
-from x2gofleet_workers.shell_probe import UNKNOWN_SIGNATURE, Answer, Section
+from x2gofleet_workers.probe.protocol import Section
+from x2gofleet_workers.probe.reference import compare_with_reference
+from x2gofleet_workers.probe.requests import NO_SIGNATURE
 from x2gofleet_workers.ssh import Deadline, ProbeChannel, SshConnection
 
-QUICK_KINDS = (Kind.SESSIONS, Kind.LOAD)
-SLOW_KINDS = (Kind.DESKTOPS, Kind.MOUNTS)
 RELIST_SECONDS = 60.0
 SLOW_DEADLINE_FACTOR = 3
 _EARLY = 0.25
@@ -37,16 +44,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LaneRole:
-    """What a lane is for; the one that ``owns_connection`` opens it, and drops it where a poll over it broke."""
+    """What a lane is for.
+
+    The one that ``owns_connection`` opens it, drops it where a poll over it broke, and keeps its probe; the other one
+    starts a probe for each poll, so that one process stays on a server, and a slow command never delays a quick poll.
+    """
 
     name: LaneName
-    kinds: tuple[Kind, ...]
+    kinds_of: Callable[[Target], tuple[Kind, ...]]
     deadline_factor: int
     owns_connection: bool
 
 
-QUICK = LaneRole("quick", QUICK_KINDS, 1, owns_connection=True)
-SLOW = LaneRole("slow", SLOW_KINDS, SLOW_DEADLINE_FACTOR, owns_connection=False)
+QUICK = LaneRole("quick", quick_kinds, 1, owns_connection=True)
+SLOW = LaneRole("slow", slow_kinds, SLOW_DEADLINE_FACTOR, owns_connection=False)
 
 
 def nothing() -> None:
@@ -65,7 +76,7 @@ class Lane:
         backoff: Backoff,
     ) -> None:
         self._role, self._context, self._connection, self._writer = role, context, connection, writer
-        self._kinds = tuple(kind for kind in role.kinds if context.target.intervals[kind] > 0)
+        self._kinds = tuple(kind for kind in role.kinds_of(context.target) if context.target.intervals[kind] > 0)
         self._lock = threading.Lock()
         self._deadline: Deadline | None = None
         self._channel: ProbeChannel | None = None
@@ -132,6 +143,26 @@ class Lane:
                 log.debug("%s: %s", context.target.id, exc)
         return report
 
+    def compare_with_reference(self) -> None:
+        """Compare the records with X2Go's own query, over a probe of its own."""
+        context = self._context
+        with self._lock:
+            self._deadline = deadline = Deadline(context.target.deadline_seconds * self._role.deadline_factor)
+            try:
+                self._check_open()
+                channel = self._probe(deadline)
+                for section in exchange(channel, reference_request(context.target, deadline), deadline):
+                    comparison = compare_with_reference(section)
+                    context.reference.compared(comparison)
+                    context.metrics.compared(comparison.agreement)
+                self._end_probe()
+            except NotOwnerError:
+                pass
+            except PollError as exc:
+                self._end_probe()
+                context.reference.failed()
+                log.debug("%s: X2Go's own query: %s", context.target.id, exc)
+
     def _poll(self, kinds: list[Kind], report: PollReport, *, force: bool, users: Sequence[str]) -> None:
         context = self._context
         lease = context.lease()
@@ -147,6 +178,8 @@ class Lane:
                 # What is stored is not what this worker means (flushed, or another owner's): list in full at once.
                 kinds, force = list(dict.fromkeys(again)), True
                 lease = context.lease()
+            if not self._role.owns_connection:
+                self._end_probe()
         except PollError as exc:
             self._drop_broken()
             self._check_open()
@@ -167,7 +200,15 @@ class Lane:
         if self._channel is None or self._channel_of is not connection:
             self._channel = start_probe(self._context.target, connection, deadline)
             self._channel_of = connection
+            if self._role.owns_connection:
+                self._context.reference.new_probe()
         return self._channel
+
+    def _end_probe(self) -> None:
+        """End a probe that was started for one poll."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
     def _drop_broken(self) -> None:
         """Give up what can't be used after a broken exchange."""
@@ -207,21 +248,20 @@ class Lane:
     ) -> list[Kind]:
         """Make one request; return the kinds that must be polled again, in full, at once."""
         context = self._context
-        signature = self._signature(force=force or channel.requests == 0)
+        signature = self._signature(force=force or channel.decoder is None)
         request = request_for(context.target, kinds, deadline, signature=signature, users=users)
         if request is None:
             return []
         polled_at_ms = self._polled_at_ms(force=force)
         moment = PollMoment(lease, context.monotonic(), polled_at_ms)
         results = AnswerResults(context, self._writer, moment, report, users=users)
-        answer = Answer(request)
-        sections: Iterable[Section] = channel.exchange(request.line(), answer, deadline)
-        if self._role is QUICK:
+        sections: Iterable[Section] = exchange(channel, request, deadline)
+        if self._role.owns_connection:
             # Quick sections come at once: believed together with the end of their answer.
             sections = list(sections)
         for section in sections:
             self._check_open()
-            results.take(section, answer.mark, channel)
+            results.take(section, channel)
         self._settle(kinds, lease, results, report)
         return results.again
 
@@ -229,9 +269,9 @@ class Lane:
         """Return the signature of the stored listing, while a "same" may be believed."""
         listing, context = self._writer.stored_listing, self._context
         if listing is None or force or listing.lease != context.lease():
-            return UNKNOWN_SIGNATURE
+            return NO_SIGNATURE
         age_at_next_poll = context.monotonic() - listing.listed + context.target.intervals[Kind.SESSIONS]
-        return UNKNOWN_SIGNATURE if age_at_next_poll > RELIST_SECONDS else listing.signature
+        return NO_SIGNATURE if age_at_next_poll > RELIST_SECONDS else listing.signature
 
     def _polled_at_ms(self, *, force: bool) -> int:
         # Whoever requested a poll gets a time that is not before the request: the usual bound may be a little low.

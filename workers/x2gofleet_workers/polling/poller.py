@@ -15,9 +15,10 @@ from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling.backoff import Backoff
 from x2gofleet_workers.polling.connection import Connector, TargetConnection
 from x2gofleet_workers.polling.context import NotOwnerError, PollContext
-from x2gofleet_workers.polling.lanes import QUICK, QUICK_KINDS, SLOW, SLOW_KINDS, Lane, nothing
+from x2gofleet_workers.polling.lanes import QUICK, SLOW, Lane, nothing
+from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.reports import Counters, PollReport
-from x2gofleet_workers.polling.sections import is_of_users
+from x2gofleet_workers.polling.sections import is_of_users, quick_kinds, slow_kinds
 from x2gofleet_workers.polling.writer import SnapshotWriter
 
 
@@ -38,7 +39,13 @@ class TargetPoller:
     ) -> None:
         self.target = target
         self._context = context = PollContext(
-            target=target, store=store, ownership=ownership, metrics=metrics, hints=hints, monotonic=monotonic
+            target=target,
+            store=store,
+            ownership=ownership,
+            metrics=metrics,
+            hints=hints,
+            monotonic=monotonic,
+            reference=ReferenceCheck(target, monotonic=monotonic),
         )
         self._connection = TargetConnection(context, connector)
         self._writer = SnapshotWriter(context)
@@ -83,7 +90,7 @@ class TargetPoller:
 
     def retry_at(self, kind: Kind) -> float | None:
         """Return when (monotonic time) a kind that fails is tried again, None for one that does not fail."""
-        lane = self._quick if kind in QUICK_KINDS else self._slow
+        lane = self._quick if kind in quick_kinds(self.target) else self._slow
         return lane.failures.retry_at(kind)
 
     def poll_quick(self) -> PollReport:
@@ -100,6 +107,11 @@ class TargetPoller:
                 kinds.remove(Kind.DESKTOPS)
         return self._slow.poll(kinds, users=users)
 
+    def compare_with_reference(self) -> None:
+        """Compare what the polls make of a server's records with X2Go's own query, where that is due."""
+        if self.connected and self._context.reference.is_due():
+            self._slow.compare_with_reference()
+
     def refresh(
         self, kinds: Sequence[Kind], username: str | None, *, begins: Callable[[], None] = nothing
     ) -> PollReport:
@@ -111,8 +123,8 @@ class TargetPoller:
         report = PollReport()
         if username is not None:
             target_id(self.target.server, username)
-        quick = [kind for kind in kinds if kind in QUICK_KINDS]
-        slow = [kind for kind in kinds if kind in SLOW_KINDS]
+        quick = [kind for kind in kinds if kind in quick_kinds(self.target)]
+        slow = [kind for kind in kinds if kind in slow_kinds(self.target)]
         if username is not None and not is_username(username):
             raise ValueError(f"{username!r} is no user name")
         of_users = Kind.DESKTOPS in slow and is_of_users(self.target, Kind.DESKTOPS)

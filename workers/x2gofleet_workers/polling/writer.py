@@ -15,8 +15,8 @@ from x2gofleet.parsing import parse_sessions
 from x2gofleet.snapshot import digest_of
 from x2gofleet.store import Lease, Listing, Outcome
 from x2gofleet_workers.polling.context import PollContext, PollMoment
-from x2gofleet_workers.proof import Proven
-from x2gofleet_workers.shell_probe import UNKNOWN_SIGNATURE
+from x2gofleet_workers.probe.proof import Proven
+from x2gofleet_workers.probe.requests import NO_SIGNATURE
 
 GOOD_STATE_TTL_MS = 3600 * 1000
 _COMPARISONS = 3
@@ -51,11 +51,18 @@ class SnapshotWriter:
         self.is_conditional = False
         self._last_sessions: tuple[str, bytes] | None = None
         self._last_rejected: dict[Kind, frozenset[str]] = {}
+        self._host_name: str | None = None
 
     @property
     def users(self) -> tuple[str, ...]:
         """Who has a session, by the stored listing."""
         return self.stored_listing.users if self.stored_listing else ()
+
+    def recorded_host_name(self) -> str:
+        """Return the host name under which the server last had its sessions, "" where none is known."""
+        if self._host_name is None:
+            self._host_name = self._context.store.recorded_host_name(self._context.target.id)
+        return self._host_name
 
     def confirm(self, moment: PollMoment, signature: str) -> Outcome:
         """Confirm the stored listing of sessions, if it is the one with ``signature``."""
@@ -88,13 +95,16 @@ class SnapshotWriter:
         kind: Kind,
         proven: Proven,
         *,
-        exit_status: int,
         duration_ms: int,
-        signature: str = UNKNOWN_SIGNATURE,
+        signature: str = NO_SIGNATURE,
+        host_name: str = "",
     ) -> Outcome:
-        """Store a listing of ``name``: this target, or a user of it."""
+        """Store a listing of ``name``: this target, or a user of it.
+
+        ``host_name``: under which the server has its sessions, "" where the listing does not show it.
+        """
         context = self._context
-        self._report_rejected(name, kind, proven.rejected)
+        self._report_rejected(name, kind, proven)
         at_ms, ttl_ms = self._polled_at_ms(moment, name), self._ttl_ms(kind)
         listing = Listing(
             kind,
@@ -105,8 +115,10 @@ class SnapshotWriter:
             duration_ms,
             ttl_ms,
             GOOD_STATE_TTL_MS,
-            exit_status,
-            len(proven.rejected),
+            proven.exit_status,
+            proven.rejected_rows,
+            proven.source,
+            host_name if kind is Kind.SESSIONS else "",
         )
         if kind is Kind.SESSIONS:
             outcome = self._store_with_changes(moment.lease, listing)
@@ -118,6 +130,7 @@ class SnapshotWriter:
             context.hints.stored(name, kind, Hint(at_ms, at_ms, at_ms + ttl_ms, listing.digest))
             if kind is Kind.SESSIONS:
                 self._remember(moment, listing, signature)
+                self._host_name = host_name or self._host_name
         return outcome
 
     def _ttl_ms(self, kind: Kind) -> int:
@@ -133,19 +146,22 @@ class SnapshotWriter:
     def _remember(self, moment: PollMoment, listing: Listing, signature: str) -> None:
         rows = parse_sessions(listing.stdout)[0]
         users = tuple(sorted({row.username for row in rows if row.status != "F" and is_username(row.username)}))
-        self.is_conditional = signature != UNKNOWN_SIGNATURE
+        self.is_conditional = signature != NO_SIGNATURE
         self.stored_listing = StoredListing(
             signature, listing.digest, moment.lease, moment.started, listing.polled_at_ms, users
         )
 
-    def _report_rejected(self, name: str, kind: Kind, rejected: tuple[str, ...]) -> None:
-        """Count rows that were left out, and log them once for as long as it is the same ones."""
-        reasons = frozenset(reason.partition(": ")[2] for reason in rejected)
+    def _report_rejected(self, name: str, kind: Kind, proven: Proven) -> None:
+        """Count rows that were left out, and log them and other notes once for as long as they are the same."""
+        reasons = frozenset((*proven.rejected, *proven.notes))
         if reasons and reasons != self._last_rejected.get(kind):
-            log.warning("%s: %d row(s) of %s left out: %s", name, len(rejected), kind, rejected[0])
+            if proven.rejected:
+                log.warning("%s: %d row(s) of %s left out: %s", name, proven.rejected_rows, kind, proven.rejected[0])
+            for note in proven.notes[:1]:
+                log.warning("%s: %s", name, note)
         self._last_rejected[kind] = reasons
-        if rejected:
-            self._context.metrics.rows_rejected(kind, len(rejected))
+        if proven.rejected_rows:
+            self._context.metrics.rows_rejected(kind, proven.rejected_rows)
 
     def _write(self, lease: Lease, listing: Listing) -> Outcome:
         store = self._context.store

@@ -41,7 +41,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "schema": Fault(ListingFailed, "on the server, run x2godbadmin --updatedb, or --createdb where there is none"),
     "config": Fault(ListingFailed, f'on the server, correct {_SQL}: a line "backend=sqlite" or "backend=postgres"'),
-    "backend": Fault(ListingFailed, f'on the server, set backend=sqlite or backend=postgres in {_SQL}'),
+    "backend": Fault(ListingFailed, f"on the server, set backend=sqlite or backend=postgres in {_SQL}"),
     "driver": Fault(
         CommandMissing, "on the server, install perl's DBI with DBD::SQLite or DBD::Pg (x2goserver needs them too)"
     ),

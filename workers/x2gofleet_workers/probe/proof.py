@@ -215,7 +215,9 @@ def _stable(row: bytes) -> list[bytes]:
     return [part for number, part in enumerate(fields) if number not in (4, 10, 12)]
 
 
-def _listed_rows(section: Section, rows: dict[bytes, bytes], rejected: list[str]) -> tuple[dict[bytes, bytes], list[str]]:
+def _listed_rows(
+    section: Section, rows: dict[bytes, bytes], rejected: list[str]
+) -> tuple[dict[bytes, bytes], list[str]]:
     """Check the listing of x2golistsessions_root against the records, which were equal before and after it."""
     _require_success(section, "x2golistsessions_root")
     listed: dict[bytes, bytes] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from x2gofleet_workers.probe.proof import malformed, row_of
@@ -26,10 +27,14 @@ class Agreement(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An agreement, and in ``text`` the first difference or why nothing could be said; never a cookie."""
+    """An agreement, and in ``text`` the first difference or why nothing could be said; never a cookie.
+
+    ``records_digest`` is equal for two comparisons of the same records.
+    """
 
     agreement: Agreement
     text: str = ""
+    records_digest: str = ""
 
 
 def compare_with_reference(section: Section) -> Comparison:
@@ -42,13 +47,22 @@ def compare_with_reference(section: Section) -> Comparison:
         return Comparison(Agreement.INCONCLUSIVE, f"{section.error.code}: {show(section.error.text.encode())}")
     if section.exit_status:
         said = show(section.stderr.encode()) or "nothing on stderr"
-        return Comparison(Agreement.INCONCLUSIVE, f"X2Go's own query ended with exit status {section.exit_status}: {said}")
+        text = f"X2Go's own query ended with exit status {section.exit_status}: {said}"
+        return Comparison(Agreement.INCONCLUSIVE, text)
     difference = _first_difference(section)
     if not difference:
         return Comparison(Agreement.EQUAL)
     if any(malformed(record, host=section.host.encode()) for record in section.records):
         return Comparison(Agreement.INCONCLUSIVE, f"there are malformed records, and {difference}")
-    return Comparison(Agreement.DIFFERS, difference)
+    return Comparison(Agreement.DIFFERS, difference, _digest(section))
+
+
+def _digest(section: Section) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for record in section.records:
+        for column in replace(record, age=b"", state=b"", foreign_agent=b"").columns():
+            digest.update(len(column).to_bytes(4) + column)
+    return digest.hexdigest()
 
 
 def _first_difference(section: Section) -> str:

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from x2gofleet.errors import ConnectionLost, NotProven, PollError
-from x2gofleet_workers.shell_probe import Hello, HelloDecoder
+from x2gofleet_workers.probe.protocol import AnswerDecoder, Hello, HelloDecoder, Section
 from x2gofleet_workers.ssh.deadlines import Deadline
 from x2gofleet_workers.ssh.starting import login_ended
 from x2gofleet_workers.text import show
-
-SectionT = TypeVar("SectionT")
-SectionT_co = TypeVar("SectionT_co", covariant=True)
 
 
 class ByteChannel(Protocol):
@@ -45,32 +42,17 @@ class ByteChannel(Protocol):
         """End the command."""
 
 
-class AnswerDecoder(Protocol[SectionT_co]):
-    """Decodes one answer as it arrives."""
-
-    @property
-    def done(self) -> bool:
-        """Whether the answer is complete."""
-
-    @property
-    def uid(self) -> int:
-        """As whom the probe answered, once it is done."""
-
-    def feed(self, data: bytes) -> Iterator[SectionT_co]:
-        """Take in bytes and yield the sections that they complete; raises NotProven."""
-
-
 class ProbeChannel:
     """A running probe that has greeted. Not thread-safe, but ``close`` may come from anywhere.
 
-    ``requests`` counts the requests so far; ``idle`` is False from the beginning of a request until its answer is
-    complete, and for good when that failed: then the channel can't be used any more.
+    ``decoder`` is that of the last request, None before the first; ``idle`` is False from the beginning of a request
+    until its answer is complete, and for good when that failed: then the channel can't be used any more.
     """
 
     def __init__(self, channel: ByteChannel, hello: Hello, received: bytes = b"") -> None:
         self._channel, self._received = channel, received
         self.hello = hello
-        self.requests = 0
+        self.decoder: AnswerDecoder | None = None
         self.idle = True
 
     @classmethod
@@ -92,16 +74,16 @@ class ProbeChannel:
         status = channel.exit_status(deadline)
         raise login_ended(user, status=status, stdout=decoder.noise, stderr=channel.stderr)
 
-    def exchange(self, request: bytes, decoder: AnswerDecoder[SectionT], deadline: Deadline) -> Iterator[SectionT]:
+    def exchange(self, decoder: AnswerDecoder, deadline: Deadline) -> Iterator[Section]:
         """Send a request and yield each section of its answer as it arrives, until ``decoder`` is done.
 
         Raises DeadlineExceeded, ConnectionLost and NotProven; then the channel can't be used any more.
         """
-        self.requests += 1
+        self.decoder = decoder
         self.idle = False
         self._channel.forget_stderr()
         with self._channel.within(deadline):
-            self._channel.send(request, deadline)
+            self._channel.send(decoder.request_frame(), deadline)
             data, self._received = self._received, b""
             while not decoder.done:
                 yield from _decoded(decoder, data or self._receive(deadline))
@@ -119,19 +101,14 @@ class ProbeChannel:
     @property
     def stderr(self) -> str:
         """What came on stderr since the last request began, as one line of plain text."""
-        return show(self.stderr_bytes)
-
-    @property
-    def stderr_bytes(self) -> bytes:
-        """What came on stderr since the last request began: its last 4096 bytes."""
-        return self._channel.stderr
+        return show(self._channel.stderr)
 
     def close(self) -> None:
         """End the probe: it reads end of input."""
         self._channel.close()
 
 
-def _decoded(decoder: AnswerDecoder[SectionT], data: bytes) -> Iterator[SectionT]:
+def _decoded(decoder: AnswerDecoder, data: bytes) -> Iterator[Section]:
     try:
         yield from decoder.feed(data)
     except PollError:
