@@ -151,6 +151,10 @@ class TargetPoller:
             for name in self._context.store.users_desktops(self.target.server):
                 self._writer.discard_desktops(name)
 
+    def is_closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._connection.is_closed
+
     def close(self) -> None:
         """Cut the connection, and with it any running poll."""
         self._connection.refuse()
