@@ -50,11 +50,10 @@ def test_rows_forged_in_another_s_name_are_dropped_counted_and_told(
     assert sessions_of(polled, "bob") == {real["bob"]}
     assert sessions_of(polled, "mallory") == {honest}
     assert MALLORYS_ADDRESS.encode() not in snapshot.stdout
-    # Each of the two records prints three lines, of which one is the forged row.
-    assert snapshot.rejected_rows == 6
+    assert snapshot.rejected_rows == 2
     assert polled.status().up
     told = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert any("ts01: 6 row(s) of sessions left out" in record.getMessage() for record in told)
+    assert any("ts01: 2 row(s) of sessions left out" in record.getMessage() for record in told)
     assert MALLORYS_ADDRESS not in caplog.text
 
 
@@ -75,7 +74,7 @@ def test_a_forged_row_of_a_real_session_does_not_replace_it(server: RealX2GoServ
     assert listing.index(forged) < listing.index("|10.1.2.3|") < listing.rindex(forged)
     assert sessions_of(polled, "alice") == {real}
     assert clients(polled, "alice") == {"10.1.2.3"}
-    assert snapshot.rejected_rows == 7
+    assert snapshot.rejected_rows == 2
 
 
 def test_a_forged_row_of_a_session_that_is_just_starting_is_dropped(server: RealX2GoServer, poll: PollFactory) -> None:
@@ -98,15 +97,13 @@ def test_a_forged_row_of_a_session_that_is_just_starting_is_dropped(server: Real
 
 def test_forged_frames_of_the_probe_stay_text(server: RealX2GoServer, poll: PollFactory) -> None:
     real = server.insert_session("alice", 50)
-    mark = "0123456789abcdef" * 2
+    end = "status=ok records=0 others=0 source=records signature=a.1"
+    done = "uid=0 host=ts01"
     frames = [
-        f"{mark} listing",
-        f"{mark} listed 0",
-        f"{mark} records after",
-        f"{mark} recerr the database is gone",
-        f"{mark} end sessions 0",
-        f"{mark} done uid=0 host=ts01",
-        "x2gofleet-probe 1 uid=0 user=root host=ts01",
+        f"E{1:08x}{len(end):08x}{end}",
+        f"Z{1:08x}{len(done):08x}{done}",
+        f"N{0:08x}{16:08x}changed=sessions",
+        "x2gofleet-probe 2 uid=0 user=root host=ts01",
     ]
     server.insert_session("mallory", 58, cookie="\n".join(["x", *frames, row(real), "x"]))
     server.insert_mount("mallory", server.insert_session("mallory", 57), "\n".join(["x", *frames]), "/x")
@@ -116,7 +113,7 @@ def test_forged_frames_of_the_probe_stay_text(server: RealX2GoServer, poll: Poll
 
     assert sessions_of(polled, "alice") == {real}
     assert clients(polled, "alice") == {"10.1.2.3"}
-    assert snapshot.rejected_rows == len(frames) + 3
+    assert snapshot.rejected_rows == 1
     polled.next_snapshot("mounts")
     assert polled.cache.list_mounts(profile_name=PROFILE) == []
     assert polled.status().up
@@ -160,7 +157,7 @@ def test_a_cookie_and_client_of_any_text_fail_nobody_else_s_poll(
     snapshot = polled.next_snapshot()
 
     assert sessions_of(polled, "alice") == {real}
-    if set(text) & set("|\n"):
+    if "|" in text or not text.isprintable() or len(text) > 1000:
         assert sessions_of(polled, "mallory") == set()
         assert snapshot.rejected_rows >= 1
     else:
@@ -174,9 +171,9 @@ def test_bytes_that_are_no_text_fail_nobody_else_s_poll(server: RealX2GoServer, 
     server.sql("update sessions set client=cast(? as text) where session_id=?", (b"\xff\xfe\x80", hers))
     polled = poll(server)
 
-    assert b"|\xff\xfe\x80|" in polled.next_snapshot().stdout
+    assert polled.next_snapshot().rejected_rows == 1
     assert sessions_of(polled, "alice") == {real}
-    assert sessions_of(polled, "mallory") == {hers}
+    assert sessions_of(polled, "mallory") == set()
 
 
 def test_a_session_that_flips_while_it_is_listed_fails_nobody_else_s_poll(

@@ -1,4 +1,4 @@
-"""The probe beside everything that can happen to a session database: right rows or a named failure, never empty, never old."""
+"""The probe beside all that can happen to a session database: right rows or a named failure, never empty or old."""
 
 from __future__ import annotations
 
