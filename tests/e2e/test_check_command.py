@@ -44,8 +44,8 @@ def test_each_target_is_told_by_a_line_with_its_mend(
     assert len(printed.out.splitlines()) == len(lines)
     assert printed.err == "5 of 7 target(s) failed\n"
     for target, said in {
-        "ts01": r"ok +ts01 +root@.* 1 session\(s\), host name ts01, sqlite, conditional polls",
-        "bob@plain": r"ok +bob@plain +bob@.* 0 session\(s\), host name plain, sqlite, a full listing each poll",
+        "ts01": r"ok +ts01 +root@.* 1 session\(s\), host name ts01, sqlite, by records, equal to X2Go's own query",
+        "bob@plain": r"ok +bob@plain +bob@.* 0 session\(s\), host name plain",
         "rekeyed": r"FAILED .* HostKeyMismatch: .*not the known one.*\. if the server was reinstalled",
         "revoked": r"FAILED .* AuthenticationFailed: .*refused the key.*\. add the public key of",
         "damaged": r"FAILED .* ListingFailed: .*file is not a database.*\. on the server, see that",

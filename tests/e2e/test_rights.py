@@ -117,7 +117,7 @@ def test_a_probe_that_is_not_run_as_root(server: RealX2GoServer, poll: PollFacto
     uid = int(server.run(["id", "-u", "bob"]).stdout)
     assert_not_permitted(
         polled,
-        f'x2golistsessions_root lists nothing to uid {uid} (bob); scope "server" needs root\'s rights',
+        f'bob may not read the session database (uid {uid} is not root); scope "server" needs root\'s rights',
         "log in as root, let bob run the probe by sudo or a forced command (docs/servers.md), or set scope",
     )
 
@@ -172,7 +172,7 @@ def test_an_account_of_its_own_that_runs_the_probe_alone(wrapped: RealX2GoServer
 
 
 def test_its_key_runs_nothing_else(wrapped: RealX2GoServer, attempt: Attempt, login_key: LoginKey) -> None:
-    greeting = re.compile(rb"\s*x2gofleet-probe 1 uid=0 user=root host=ts01\n")
+    greeting = re.compile(rb"\s*x2gofleet-probe 2 uid=0 user=root host=ts01\n")
     asked = attempt(wrapped.host, "touch /tmp/made; id")
     assert greeting.fullmatch(asked.stdout)
     for subsystem in ("sftp", "anything"):
@@ -209,7 +209,7 @@ def test_a_user_s_key_that_runs_the_probe_alone(server: RealX2GoServer, poll: Po
 
 
 def test_an_installed_probe_of_another_version(wrapped: RealX2GoServer, poll: PollFactory) -> None:
-    wrapped.path(PROBE).write_text("#!/bin/sh\necho x2gofleet-probe 2 uid=0 user=root host=ts01\ncat\n")
+    wrapped.path(PROBE).write_text("#!/bin/sh\necho x2gofleet-probe 3 uid=0 user=root host=ts01\ncat\n")
     status = poll(wrapped, login=WRAPPER).wait_for_error("NotProven")
     assert "the installed probe speaks protocol 2, this worker 1" in status.error_text
     assert "install the probe of this version: x2gofleet-worker probe" in status.error_text

@@ -638,7 +638,7 @@ sub listed_by_command {
     my $before = session_records($config, $host, 1);
     for my $try (1 .. 3) {
         return ($before) unless is_safe($before->{names});
-        my @output = captured(20, undef, 'x2golistsessions_root');
+        my @output = captured(command_seconds(), undef, 'x2golistsessions_root');
         my $after = session_records($config, $host, 1);
         return ($after, @output) if $before->{ageless} eq $after->{ageless};
         $before = $after;
@@ -659,7 +659,7 @@ sub section_reference {
     my $config = configuration();
     my $before = session_records($config, $host, 1);
     for my $try (1 .. 3) {
-        my ($status, $stdout, $stderr) = captured(20, undef, 'perl', '-MX2Go::Server::DB', '-e', $REFERENCE, $host);
+        my ($status, $stdout, $stderr) = captured(command_seconds(), undef, 'perl', '-MX2Go::Server::DB', '-e', $REFERENCE, $host);
         my $after = session_records($config, $host, 1);
         if ($before->{ageless} eq $after->{ageless}) {
             return ([backend => $config->{backend}, host => $host, fields => $config->{fields}], $after->{packed}, $stdout,
@@ -688,7 +688,12 @@ sub has_changed {
 
 my %SECTION_OF_READER = (sessions => \&section_sessions, mounts => \&section_mounts, reference => \&section_reference);
 
-# Answers a line "REQUEST KIND WATCH ARGUMENT..." with the frames of a section.
+my $answer_until = 0;
+
+# How long a command of the reader may take: it is to be named before the reader is given up.
+sub command_seconds { return $answer_until - now() - 2 }
+
+# Answers a line "REQUEST KIND WATCH SECONDS ARGUMENT..." with the frames of a section.
 sub reader {
     my ($in, $out) = @_;
     my ($input, $watch) = ('', 0);
@@ -704,7 +709,8 @@ sub reader {
         }
         POSIX::_exit(0) unless sysread $in, $input, 4096, length $input;
         while ($input =~ s/\A([^\n]*)\n//) {
-            (my $request, my $kind, $watch, my @arguments) = split / /, $1;
+            (my $request, my $kind, $watch, my $seconds, my @arguments) = split / /, $1;
+            $answer_until = now() + $seconds;
             my @parts = eval { $SECTION_OF_READER{$kind}->(@arguments) };
             my $sent  = write_section($out, $request, $kind, @parts ? @parts : ([], [], '', error_words($@)));
             # Perl keeps memory that it had once: after a long answer a new reader begins small.
@@ -782,7 +788,8 @@ sub start_reader {
     return;
 }
 
-# Returns the next frame of the reader, its type and the whole of it; nothing where $until passed.
+# Returns the next frame of the reader, its type and the whole of it; END where the reader ended, nothing where $until
+# passed.
 sub reader_frame {
     my ($until) = @_;
     while (1) {
@@ -801,26 +808,36 @@ sub reader_frame {
         next unless vec $bits, fileno $reader{out}, 1;
         my $count = sysread $reader{out}, $reader{buffer}, 2 * FRAME_BYTES, length $reader{buffer};
         next if !defined $count && $! == EINTR;
-        if (!$count) { lose_reader(); failed('internal', 'the reading of the session database ended early') }
+        if (!$count) { lose_reader(); return ('END', '') }
     }
 }
 
 # Passes the frames of a section that the reader answers on to the worker.
 sub from_reader {
     my ($request, $kind, $watch, $until, @arguments) = @_;
-    start_reader() unless $reader{pid} && !waitpid $reader{pid}, WNOHANG;
-    {
-        local $SIG{PIPE} = 'IGNORE';
-        syswrite $reader{in}, join(' ', $request, $kind, $watch, @arguments) . "\n";
+    my $line = join(' ', $request, $kind, $watch, $until - now(), @arguments) . "\n";
+    for my $try (1, 2) {
+        start_reader() unless $reader{pid} && !waitpid $reader{pid}, WNOHANG;
+        {
+            local $SIG{PIPE} = 'IGNORE';
+            syswrite $reader{in}, $line;
+        }
+        my $frames = 0;
+        while (my ($type, $frame) = reader_frame($until)) {
+            if ($type eq 'END') { $type = ''; last }
+            next if $type eq 'N';
+            $section_begun = 1 if $type eq 'B';
+            $frames++;
+            write_all(\*STDOUT, $frame);
+            return if $type eq 'E';
+        }
+        if ($reader{pid}) {
+            lose_reader();
+            failed('timeout', 'the session database did not answer in time');
+        }
+        # A reader that was just ending after a long answer is no failure.
+        failed('internal', 'the reading of the session database ended early') if $frames || $try == 2;
     }
-    while (my ($type, $frame) = reader_frame($until)) {
-        next if $type eq 'N';
-        $section_begun = 1 if $type eq 'B';
-        write_all(\*STDOUT, $frame);
-        return if $type eq 'E';
-    }
-    lose_reader();
-    failed('timeout', 'the session database did not answer in time');
 }
 
 # --- sections that this process answers
@@ -989,7 +1006,7 @@ sub next_frame {
         if (!$count) { lose_reader() if defined $count; next }
         while (my ($type, $notice) = eval { reader_frame(now() + 0.2) }) {
             write_all(\*STDOUT, $notice) if $type eq 'N';
-            last unless $reader{out} && length $reader{buffer} >= HEADER_BYTES;
+            last unless $type ne 'END' && $reader{out} && length $reader{buffer} >= HEADER_BYTES;
         }
     }
 }
