@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 JOBS ?= auto
 
-.PHONY: demo test check format e2e bench compose-test clean
+.PHONY: demo test check format e2e bench fuzz compose-test clean
 
 $(VENV)/.demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "x2gofleet needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; set PYTHON=")'
@@ -39,6 +39,9 @@ e2e: $(VENV)/.dev  ## the tests on Debian's real x2goserver over real sshd; need
 bench: $(VENV)/.dev  ## ratios against named baselines, measured in the same run; needs root for the real x2goserver
 	@bash tests/e2e/setup.sh
 	@$(BIN)/python -m tests.bench
+
+fuzz: $(VENV)/.dev  ## FUZZ_RUNS (default: a million) broken streams for the decoder of the probe protocol, and its costs
+	@$(BIN)/python -m tests.fuzz
 
 compose-test:  ## docker-compose.yml for real: builds, scales to 3 workers, kills one, reads all sessions; Docker or podman
 	@$(PYTHON) tests/compose/run.py

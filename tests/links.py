@@ -11,17 +11,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from x2gofleet.connection import Command, async_link_from_url, link_from_url
+import redis
+import redis.asyncio
+
+from x2gofleet.connection import Command, async_link_from_url, async_link_of, link_from_url, link_of
 
 KINDS = ("Link", "AsyncLink")
+_MAKE: dict[str, Callable[..., Any]] = {
+    "Link": link_from_url,
+    "AsyncLink": async_link_from_url,
+    "redis.Redis": lambda url, **options: link_of(redis.Redis.from_url(url, **options)),
+    "redis.asyncio.Redis": lambda url, **options: async_link_of(redis.asyncio.Redis.from_url(url, **options)),
+}
 
 
 class AnyLink:
-    """A Link, or an AsyncLink run in an event loop of its own in the calling thread."""
+    """A Link, or an AsyncLink run in an event loop of its own in the calling thread, from a URL or over a client."""
 
     def __init__(self, kind: str, url: str, **settings: Any) -> None:
-        self._runner = asyncio.Runner() if kind == "AsyncLink" else None
-        self.link: Any = async_link_from_url(url, **settings) if self._runner else link_from_url(url, **settings)
+        self._runner = asyncio.Runner() if kind in ("AsyncLink", "redis.asyncio.Redis") else None
+        self.link: Any = _MAKE[kind](url, **settings)
 
     def exchange(self, commands: Sequence[Command], *, seconds: float | None = None) -> list[Any]:
         """Exchange, within ``seconds`` from now."""

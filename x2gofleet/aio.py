@@ -8,8 +8,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+import redis.asyncio
+
 from x2gofleet.cache import FleetCache, Guard, link_options
-from x2gofleet.connection import AsyncLink, async_link_from_url
+from x2gofleet.connection import AsyncLink, async_link_from_url, async_link_of
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Events
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
@@ -31,14 +33,18 @@ class AsyncFleetCache:
 
     def __init__(
         self,
-        link: AsyncLink,
+        client: redis.asyncio.Redis | AsyncLink,
         *,
         namespace: str = DEFAULT_NAMESPACE,
         mirror: Mirror | NoMirror | None = None,
         lookup_seconds: float = LOOKUP_SECONDS,
     ) -> None:
-        """Use ``link``; ``from_url`` makes one with bounded timeouts. A ``mirror`` is as FleetCache's."""
-        self._link = link
+        """Use a redis-py client, whose own timeouts hold, or a link; ``from_url`` makes one with bounded timeouts.
+
+        A client belongs to one event loop, and speaks RESP2 or RESP3. A ``mirror`` is as FleetCache's. Raises TypeError
+        and ValueError as FleetCache does.
+        """
+        self._link = async_link_of(client)
         self._questions = Questions(Lookups(Keys(namespace)))
         self._mirror = mirror or NoMirror()
         self._guard = Guard(self._mirror.breaker)

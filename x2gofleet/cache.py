@@ -90,7 +90,9 @@ class FleetCache:
     ) -> None:
         """Use a redis-py client, whose own timeouts hold, or a link; ``from_url`` makes one with bounded timeouts.
 
-        A ``mirror`` of the same namespace answers what it can; it is closed with the cache.
+        The client speaks RESP2 or RESP3. A ``mirror`` of the same namespace answers what it can; it is closed with the
+        cache. Raises TypeError for a client of another kind (asyncio, a pipeline, a Cluster's, another package's), and
+        ValueError for one with ``decode_responses=True`` or a cache of its own: the message says what to change.
         """
         self._link = link_of(client)
         self._questions = Questions(Lookups(Keys(namespace)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 
 from tests.acl_users import user_of
 from x2gofleet import FleetCache
@@ -25,8 +26,18 @@ DIRECT: dict[str, OpenCache] = {
         AsyncFleetCache.from_url(url, namespace=namespace, **more)
     ),
 }
+# Over a client that the caller made, which speaks RESP3.
+OWN_CLIENTS: dict[str, OpenCache] = {
+    "redis.Redis": lambda url, namespace, **more: FleetCache(
+        redis.Redis.from_url(url, protocol=3), namespace=namespace, **more
+    ),
+    "redis.asyncio.Redis": lambda url, namespace, **more: Awaited(
+        AsyncFleetCache(redis.asyncio.Redis.from_url(url, protocol=3), namespace=namespace, **more)
+    ),
+}
 IMPLEMENTATIONS: dict[str, OpenCache] = {
     **DIRECT,
+    **OWN_CLIENTS,
     "mirror": lambda url, namespace, **more: UpToDate(
         FleetCache.from_url(url, namespace=namespace, mirror=True, **more)
     ),
@@ -34,6 +45,20 @@ IMPLEMENTATIONS: dict[str, OpenCache] = {
         Awaited(AsyncFleetCache.from_url(url, namespace=namespace, mirror=True, **more))
     ),
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out callers' own clients where no single Valkey is asked: they are of one server, whichever version."""
+
+    def is_wanted(item: pytest.Item) -> bool:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        server = "cluster" if item.path.name == "test_reader_cluster.py" else parameters.get("valkey_url", "valkey-9")
+        return parameters.get("open_cache") not in OWN_CLIENTS or server == "valkey-9"
+
+    left_out = [item for item in items if not is_wanted(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if is_wanted(item)]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import strategies as st
 from x2gofleet_workers.probe.encoding import encode_done, encode_section
@@ -168,7 +169,7 @@ def _section(draw: st.DrawFn, scope: Scope, kind: SectionKind) -> tuple[SectionR
     if kind is SectionKind.SESSIONS:
         request = SectionRequest(kind, draw(_signature), draw(st.sampled_from(Listing)))
     has_origin = is_listing or kind is SectionKind.REFERENCE or (kind is SectionKind.MOUNTS and in_server_scope)
-    origin: dict[str, object] = {"kind": kind}
+    origin: dict[str, Any] = {"kind": kind}
     if has_origin:
         fields = draw(st.sampled_from((14, 16)))
         origin |= {"backend": draw(_host), "host": draw(_host), "fields": fields}
@@ -176,13 +177,13 @@ def _section(draw: st.DrawFn, scope: Scope, kind: SectionKind) -> tuple[SectionR
     if is_listing and request.signature != "-":
         statuses.append(SectionStatus.SAME)
     status = draw(st.sampled_from(statuses))
-    said = {"exit_status": draw(_exit), "stderr": draw(_text)}
+    said: dict[str, Any] = {"exit_status": draw(_exit), "stderr": draw(_text)}
     if status is SectionStatus.SAME:
-        return request, Section(**origin, status=status, signature=request.signature)  # type: ignore[arg-type]
+        return request, Section(**origin, status=status, signature=request.signature)
     if status is SectionStatus.ERROR:
         error = SectionError(draw(st.sampled_from(ErrorCode)), draw(_text), said["exit_status"], said["stderr"])
-        return request, Section(**origin, user=user, status=status, error=error, **said)  # type: ignore[arg-type]
-    data: dict[str, object] = {}
+        return request, Section(**origin, user=user, status=status, error=error, **said)
+    data: dict[str, Any] = {}
     if is_listing:
         data = {"signature": draw(_signature), "others": draw(st.integers(0, 9)), "records": draw(_records())}
         data["other_hosts"] = tuple(draw(st.lists(_host, max_size=2)))
@@ -194,7 +195,7 @@ def _section(draw: st.DrawFn, scope: Scope, kind: SectionKind) -> tuple[SectionR
         data = {"mounts": draw(_mounts)}
     else:
         data = {"stdout": draw(_payload)} | (said if kind is not SectionKind.LOAD else {})
-    return request, Section(**origin, user=user, **data)  # type: ignore[arg-type]
+    return request, Section(**origin, user=user, **data)
 
 
 @st.composite

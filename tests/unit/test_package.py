@@ -21,7 +21,7 @@ LAYERS = (
     "connection",
 )
 CONNECTION_LAYERS = (
-    *("forks", "resolving", "urls", "tls", "failures", "node", "link", "aiolink"),
+    *("forks", "resolving", "urls", "tls", "failures", "node", "replies", "link", "aiolink", "clients"),
     *("discovery", "slots", "sentinel", "cluster", "__init__"),
 )
 UPPER_LAYERS = ("lookup", "placement", "questions", "held", "mirror", "cache", "aio")

@@ -6,14 +6,16 @@ redis-py's own defaults retry for seconds; a login must not wait for that.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import redis
+import redis.asyncio
 
 from x2gofleet.connection.aiolink import AsyncNodeLink
+from x2gofleet.connection.clients import AsyncClientLink, ClientLink, is_link
 from x2gofleet.connection.cluster import AsyncClusterLink, ClusterLink
 from x2gofleet.connection.failures import Breaker, opens_breaker, unavailable
-from x2gofleet.connection.link import ClientLink, NodeLink
+from x2gofleet.connection.link import NodeLink
 from x2gofleet.connection.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, REDIS_OPTIONS, Command, Node
 from x2gofleet.connection.sentinel import AsyncSentinelLink, SentinelLink
 from x2gofleet.connection.tls import Tls
@@ -28,6 +30,7 @@ __all__ = [
     "Command",
     "Link",
     "async_link_from_url",
+    "async_link_of",
     "client_from_url",
     "link_from_url",
     "link_of",
@@ -151,8 +154,18 @@ def async_link_from_url(
 
 
 def link_of(client: redis.Redis | Link) -> Link:
-    """Return a link over a redis-py client, or the link that was given."""
-    return ClientLink(client) if isinstance(client, redis.Redis) else client
+    """Return a link over a redis-py client, or the link that was given.
+
+    Raises TypeError for anything else, ValueError for a client with an option that changes replies.
+    """
+    return cast(Link, client) if is_link(client, asynchronous=False) else ClientLink(cast(redis.Redis, client))
+
+
+def async_link_of(client: redis.asyncio.Redis | AsyncLink) -> AsyncLink:
+    """Return what ``link_of`` does, for asyncio."""
+    if is_link(client, asynchronous=True):
+        return cast(AsyncLink, client)
+    return AsyncClientLink(cast(redis.asyncio.Redis, client))
 
 
 def client_from_url(

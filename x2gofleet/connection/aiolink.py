@@ -8,7 +8,7 @@ import select
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import redis.asyncio
 
@@ -25,6 +25,7 @@ from x2gofleet.connection.node import (
     settled,
     share_of,
 )
+from x2gofleet.connection.replies import is_push
 from x2gofleet.connection.resolving import Address, resolver
 
 
@@ -55,13 +56,7 @@ class _Connection:
         """Send, and read the replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
         connection = self._redis
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(await connection.read_response())
-            except redis.exceptions.ResponseError as exc:
-                replies.append(reply_error(exc))
-        return replies
+        return await read_replies(connection, len(commands))
 
     def idle(self) -> bool:
         """Whether nothing came since the last reply: neither the end of the connection nor what nobody asked for."""
@@ -215,16 +210,9 @@ class AsyncNodeLink:
     def _failure(self, exc: Exception, doing: str) -> redis.exceptions.RedisError:
         return link_failure(exc, self.node.place, self.node.host, doing)
 
-    async def scan(self, match: str, *, deadline: float | None = None) -> AsyncIterator[bytes]:
+    def scan(self, match: str, *, deadline: float | None = None) -> AsyncIterator[bytes]:
         """Yield the keys of a glob pattern; one may come twice. Raises what ``exchange`` raises."""
-        cursor = 0
-        while True:
-            (reply,) = await self.exchange([("SCAN", cursor, "MATCH", match, "COUNT", SCAN_COUNT)], deadline=deadline)
-            cursor, keys = scanned(reply)
-            for key in keys:
-                yield key
-            if cursor == 0:
-                return
+        return scan_keys(self, match, deadline)
 
     def disconnect(self) -> None:
         """Close the connections; those in use are closed after their reply. The next exchange makes a new one."""
@@ -237,6 +225,35 @@ class AsyncNodeLink:
         self.disconnect()
         # A transport closes its socket in the next turn of the event loop.
         await asyncio.sleep(0)
+
+
+class _Exchanges(Protocol):
+    async def exchange(self, commands: Sequence[Command], *, deadline: float | None = None) -> list[Any]: ...
+
+
+async def scan_keys(link: _Exchanges, match: str, deadline: float | None) -> AsyncIterator[bytes]:
+    """Yield the keys of a glob pattern on one server; one may come twice. Raises what the exchange raises."""
+    cursor = 0
+    while True:
+        (reply,) = await link.exchange([("SCAN", cursor, "MATCH", match, "COUNT", SCAN_COUNT)], deadline=deadline)
+        cursor, keys = scanned(reply)
+        for key in keys:
+            yield key
+        if cursor == 0:
+            return
+
+
+async def read_replies(connection: Any, count: int) -> list[Any]:
+    """Return the next ``count`` replies of a redis-py connection, error replies as exceptions."""
+    replies: list[Any] = []
+    for _ in range(count):
+        try:
+            while is_push(reply := await connection.read_response()):
+                pass
+            replies.append(reply)
+        except redis.exceptions.ResponseError as exc:
+            replies.append(reply_error(exc))
+    return replies
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, family: int, address: Any, until: float) -> socket.socket:

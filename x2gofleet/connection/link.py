@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import redis
 
@@ -30,6 +30,7 @@ from x2gofleet.connection.node import (
     settled,
     share_of,
 )
+from x2gofleet.connection.replies import is_push
 from x2gofleet.connection.resolving import resolver
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class _Connection:
         """Read ``count`` replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
         assert self._sock is not None
         self._sock.until = until
-        return [_read_reply(self._redis) for _ in range(count)]
+        return [read_reply(self._redis) for _ in range(count)]
 
     def idle(self) -> bool:
         """Whether nothing came since the last reply: neither the end of the connection nor what nobody asked for."""
@@ -296,7 +297,7 @@ class NodeLink:
 
     def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
         """Yield the keys of a glob pattern; one may come twice. Raises what ``exchange`` raises."""
-        return _scan(self, match, deadline)
+        return scan_keys(self, match, deadline)
 
     def disconnect(self) -> None:
         """Close the connections; those in use are closed after their reply. The next exchange makes a new one."""
@@ -312,7 +313,12 @@ class NodeLink:
         self.disconnect()
 
 
-def _scan(link: NodeLink | ClientLink, match: str, deadline: float | None) -> Iterator[bytes]:
+class _Exchanges(Protocol):
+    def exchange(self, commands: Sequence[Command], *, deadline: float | None = None) -> list[Any]: ...
+
+
+def scan_keys(link: _Exchanges, match: str, deadline: float | None) -> Iterator[bytes]:
+    """Yield the keys of a glob pattern on one server; one may come twice. Raises what the exchange raises."""
     cursor = 0
     while True:
         (reply,) = link.exchange([("SCAN", cursor, "MATCH", match, "COUNT", SCAN_COUNT)], deadline=deadline)
@@ -322,10 +328,12 @@ def _scan(link: NodeLink | ClientLink, match: str, deadline: float | None) -> It
             return
 
 
-def _read_reply(connection: Any) -> Any:
+def read_reply(connection: Any) -> Any:
     """Return the next reply of a redis-py connection, an error reply as an exception."""
     try:
-        return connection.read_response()
+        while is_push(reply := connection.read_response()):
+            pass
+        return reply
     except redis.exceptions.ResponseError as exc:
         return reply_error(exc)
 
@@ -342,45 +350,3 @@ def _connect(family: int, address: Any, until: float) -> _Socket:
         sock.close()
         raise
     return sock
-
-
-class ClientLink:
-    """A Link over a redis-py client that somebody else made: its own timeouts hold, beside the deadline."""
-
-    one_clock = True
-
-    def __init__(self, client: redis.Redis) -> None:
-        self.client = client
-
-    def exchange(
-        self, commands: Sequence[Command], *, deadline: float | None = None, near: str | None = None
-    ) -> list[Any]:
-        """Do what ``NodeLink.exchange`` does. The deadline is looked at before each reply."""
-        if not commands:
-            return []
-        pool = self.client.connection_pool
-        connection = pool.get_connection()
-        try:
-            connection.send_packed_command(connection.pack_commands(commands))
-            replies: list[Any] = []
-            for _ in commands:
-                if deadline is not None and monotonic() > deadline:
-                    raise redis.exceptions.TimeoutError("no time was left while waiting for a reply")
-                replies.append(_read_reply(connection))
-            if drops_connection(replies):
-                connection.disconnect()
-        except BaseException:
-            # Replies may still be under way: nobody else may take them for theirs.
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
-        return settled(replies)
-
-    def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
-        """Yield the keys of a glob pattern; one may come twice."""
-        return _scan(self, match, deadline)
-
-    def close(self) -> None:
-        """Close the client."""
-        self.client.close()

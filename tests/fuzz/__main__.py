@@ -1,0 +1,58 @@
+"""`make fuzz`: broken streams for the decoders of the probe protocol, FUZZ_RUNS of them, and what a byte costs.
+
+Prints what came of them; ends with status 1 where a decoder raised anything but NotProven, believed a payload to be
+structure, or gave another result for the same bytes in other pieces.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from tests.fuzz.costs import SHAPES, SMALLEST_RECORDS, memory_of_a_byte, moves_of_a_byte, seconds_of_a_byte
+from tests.fuzz.decoder import Tally, fuzz
+
+RUNS = 1_000_000
+RUNS_AT_ONCE = 5_000
+MEGABYTE = 1024 * 1024
+EARLY = (0, MEGABYTE)
+LATE = (60 * MEGABYTE, MEGABYTE)
+
+
+def main() -> int:
+    """Run the fuzzing and the measurements; return the exit status."""
+    runs, seed = int(os.environ.get("FUZZ_RUNS", RUNS)), int(os.environ.get("FUZZ_SEED", "1"))
+    started, tally = time.monotonic(), Tally()
+    sizes = [min(RUNS_AT_ONCE, runs - done) for done in range(0, runs, RUNS_AT_ONCE)]
+    with ProcessPoolExecutor() as pool:
+        waiting = [pool.submit(fuzz, size, seed * 1_000_000 + part) for part, size in enumerate(sizes)]
+        for done in as_completed(waiting):
+            tally.add(done.result())
+    print(f"decoder: {tally.runs} broken streams in {time.monotonic() - started:.0f} s, FUZZ_SEED={seed}")
+    print("  " + ", ".join(f"{count} {name}" for name, count in tally.outcomes.most_common()))
+    print(f"  {len(tally.refusals)} sorts of refusal")
+    for text in tally.failures:
+        print(f"  FAILED {text}")
+    print(f"  {tally.failed} failed")
+    _print_costs()
+    return 1 if tally.failed or tally.runs != runs else 0
+
+
+def _print_costs() -> None:
+    print(
+        "costs of a byte: processor time early in an answer and after 60 MB, moves, most memory for each byte of 8 MB"
+    )
+    for shape in (*SHAPES, SMALLEST_RECORDS):
+        # The smallest records reach their number before 60 MB.
+        late = LATE if shape is not SMALLEST_RECORDS else (14 * MEGABYTE, MEGABYTE)
+        first, last = (min(seconds_of_a_byte(shape, *part) for _ in range(3)) for part in (EARLY, late))
+        print(
+            f"  {shape.name}: {first * 1e9:.1f} ns, {last * 1e9:.1f} ns, ratio {last / first:.2f}; "
+            f"{moves_of_a_byte(shape, 8 * MEGABYTE):.2f} moves; {memory_of_a_byte(shape, 8 * MEGABYTE):.2f} bytes"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
