@@ -48,7 +48,7 @@ def test_each_target_is_told_by_a_line_with_its_mend(
         "bob@plain": r"ok +bob@plain +bob@.* 0 session\(s\), host name plain",
         "rekeyed": r"FAILED .* HostKeyMismatch: .*not the known one.*\. if the server was reinstalled",
         "revoked": r"FAILED .* AuthenticationFailed: .*refused the key.*\. add the public key of",
-        "damaged": r"FAILED .* ListingFailed: .*file is not a database.*\. on the server, see that",
+        "damaged": r"FAILED .* ListingFailed: .*file is not a database.*\. on the server, move",
         "dead": r"FAILED .* Unreachable: .*Connection refused\. see whether the server and its sshd run",
         "plain": r"FAILED .* NotPermitted: bob may not become root by sudo: .*\. let bob run the probe by sudo",
     }.items():

@@ -177,8 +177,9 @@ def test_its_key_runs_nothing_else(wrapped: RealX2GoServer, attempt: Attempt, lo
     assert greeting.fullmatch(asked.stdout)
     for subsystem in ("sftp", "anything"):
         assert b"SSH_FX" not in attempt("-s", wrapped.host, subsystem).stdout
-    with_shell = attempt(wrapped.host, data=b"touch /tmp/made\n")
-    assert re.fullmatch(greeting.pattern + rb"- error no boundary\n", with_shell.stdout)
+    with_shell = attempt(wrapped.host, data=b"touch /tmp/made; touch /tmp/made\n")
+    refusal = rb"X[0-9a-f]{16}error=request text=not%20a%20frame%2C%20or%20too%20long"
+    assert re.fullmatch(greeting.pattern + refusal, with_shell.stdout)
     with_terminal = attempt("-tt", wrapped.host, data=b"touch /tmp/made\n")
     assert b"PTY allocation request failed" in with_terminal.stderr
     forwarded = attempt("-W", f"{wrapped.host}:{wrapped.port}", wrapped.host)
@@ -211,8 +212,8 @@ def test_a_user_s_key_that_runs_the_probe_alone(server: RealX2GoServer, poll: Po
 def test_an_installed_probe_of_another_version(wrapped: RealX2GoServer, poll: PollFactory) -> None:
     wrapped.path(PROBE).write_text("#!/bin/sh\necho x2gofleet-probe 3 uid=0 user=root host=ts01\ncat\n")
     status = poll(wrapped, login=WRAPPER).wait_for_error("NotProven")
-    assert "the installed probe speaks protocol 2, this worker 1" in status.error_text
-    assert "install the probe of this version: x2gofleet-worker probe" in status.error_text
+    assert "the probe on the server speaks protocol 3, this worker speaks protocol 2" in status.error_text
+    assert "install the probe of this version on the server (x2gofleet-worker probe prints it)" in status.error_text
 
 
 def test_a_probe_that_is_not_installed(wrapped: RealX2GoServer, poll: PollFactory, ssh: Ssh) -> None:
