@@ -42,7 +42,7 @@ def fleet(seed: int = 3, *, servers: int = 3, sessions: int = 40, pace: float = 
 
 
 def events(model: ServerModel) -> list[tuple[float, str, str]]:
-    return [tuple(change) for change in model.changes]
+    return [(change.time, change.event, change.session_name) for change in model.changes]
 
 
 def local(seconds: float) -> str:
