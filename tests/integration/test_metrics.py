@@ -307,7 +307,7 @@ def test_garbage_counts_as_failed_and_no_name_gets_into_labels(
     assert {name for name in names if re.search(rf"\b{re.escape(name)}\b", text)} == set()
     labels = set(re.findall(r"(\w+)=\"", text))
     assert labels == {
-        *("kind", "result", "lane", "le", "outcome", "operation", "condition"),
+        *("kind", "result", "lane", "le", "outcome", "operation", "condition", "agreement"),
         *("digest", "version", "python"),
     }
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import redis
 from x2gofleet_workers.inventory import load_inventory
-from x2gofleet_workers.shell_probe import probe_text
+from x2gofleet_workers.probe.delivery import probe_text
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
 from x2gofleet.cache import FleetCache
@@ -199,7 +199,7 @@ def test_the_inventory_may_come_from_the_environment(tmp_path: Path) -> None:
 
 def test_probe_prints_the_script() -> None:
     found = called("probe")
-    assert (found.returncode, found.stdout) == (0, probe_text())
+    assert (found.returncode, found.stdout) == (0, probe_text().decode())
 
 
 # check
@@ -209,7 +209,10 @@ def test_check_of_a_fleet_that_answers(simulation: RunningSimulation) -> None:
     found = called("check", "--inventory", simulation.inventory)
     assert (found.returncode, found.stderr) == (0, "")
     first, second, last = found.stdout.splitlines()
-    assert re.match(r"ok +ts01 +root@127\.0\.0\.1:\d+ +\d+ session\(s\), host name ts01, sqlite, conditional", first)
+    assert re.match(
+        r"ok +ts01 +root@127\.0\.0\.1:\d+ +\d+ session\(s\), host name ts01, sqlite, by records, equal to X2Go's own ",
+        first,
+    )
     assert "ts02" in second
     assert last == "all 2 target(s) answer"
 
