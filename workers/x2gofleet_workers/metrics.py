@@ -73,6 +73,9 @@ class Metrics:
     def connected(self) -> None:
         """An SSH connection was made."""
 
+    def worker_exhausted(self) -> None:
+        """A poll could not be made, as this worker ran out of file descriptors, threads or memory."""
+
 
 NO_METRICS = Metrics()
 
@@ -173,6 +176,10 @@ class PrometheusMetrics(Metrics):
         self._refresh_requests = counter("refresh_requests_total", "Readers' requests to poll now.")
         self._refresh_polls = counter("refresh_polls_total", "Polls that were made for readers' requests.")
         self._connections = counter("connections_total", "SSH connections that were made and logged in.")
+        self._exhausted = counter(
+            "worker_exhausted_total",
+            "Polls that could not be made as the worker ran out of file descriptors, threads or memory.",
+        )
         build = Info("x2gofleet_build", "Version of x2gofleet and of Python.", registry=registry)
         build.info({"version": metadata.version("x2gofleet"), "python": platform.python_version()})
         # Made beforehand: a series that begins at its first event shows no increase then, and polls look up no child.
@@ -238,6 +245,10 @@ class PrometheusMetrics(Metrics):
     def connected(self) -> None:
         """Count a connection."""
         self._connections.inc()
+
+    def worker_exhausted(self) -> None:
+        """Count a poll that could not be made."""
+        self._exhausted.inc()
 
 
 class _StandingCollector:
