@@ -51,7 +51,7 @@ def _ask(target: Target, connection: SshConnection, deadline: Deadline) -> str:
         proven = judge(target, section, answer.mark, channel)
         if section.kind is Kind.SESSIONS:
             host = section.attributes.get("host") or channel.hello.host
-            count = len(parse_sessions(proven.stdout)[0])
+            count = sum(not row.is_finished() for row in parse_sessions(proven.stdout)[0])
             backend = section.attributes.get("backend", "unknown")
             polls = "conditional polls" if section.signature != "-" else "a full listing each poll"
             said.append(f"{count} session(s)")

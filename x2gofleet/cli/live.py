@@ -12,7 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from x2gofleet.cache import FleetCache
-from x2gofleet.cli.layout import problem_lines, server_table, session_table, status_blocks, summary_line
+from x2gofleet.cli.layout import (
+    problem_lines,
+    server_table,
+    session_table,
+    sessions_text,
+    status_blocks,
+    summary_line,
+)
 from x2gofleet.cli.picture import Picture, take_picture
 from x2gofleet.cli.tables import Block, Line, Table, height_of, plain
 from x2gofleet.cli.text import counted
@@ -72,7 +79,7 @@ def _server_blocks(picture: Picture, room: int, width: int) -> list[Block]:
 def _session_blocks(picture: Picture, room: int, width: int | None) -> list[Block]:
     table = session_table(picture.sessions, by_user=False)
     if not table.rows:
-        return [Line("no sessions", "dim")]
+        return [Line(sessions_text(picture), "dim" if picture.coverage.complete else "warn")]
     if room < _LEAST_LINES:
         return []
     return _cut(table, room, width, "more session", "x2gofleet sessions")
