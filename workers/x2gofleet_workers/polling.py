@@ -25,7 +25,7 @@ from x2gofleet.snapshot import digest_of
 from x2gofleet.store import Lease, Listing, Outcome, Store
 from x2gofleet_workers.hints import NO_HINTS, Hints
 from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS, Target, polled_kinds
-from x2gofleet_workers.metrics import NO_METRICS, Condition, LaneName, Metrics
+from x2gofleet_workers.metrics import NO_METRICS, Condition, LaneName, Metrics, StaleReason
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.probe import UNKNOWN_SIGNATURE, Answer, Request, Section, start_command
 from x2gofleet_workers.proof import Proven, prove_desktops, prove_load, prove_mounts, prove_sessions
@@ -165,6 +165,16 @@ class TargetPoller:
         # In scope `server` desktops are stored under user@server, of whoever has a session.
         own = (k for k in polled_kinds(self.target) if k is not Kind.DESKTOPS or self.target.scope == "user")
         return {kind: now - self.good_at.get(kind, self._since) for kind in own}
+
+    def stale(self) -> dict[Kind, StaleReason]:
+        """Return the kinds without a good answer for longer than their ttl, and why: readers get none of them."""
+        ttls = self.target.ttls
+        return {kind: self._stale_reason(kind) for kind, seconds in self.ages().items() if seconds > ttls[kind]}
+
+    def _stale_reason(self, kind: Kind) -> StaleReason:
+        if self.condition == "backing_off":
+            return "down"
+        return "failing" if self._quick.failing(kind) or self._slow.failing(kind) else "late"
 
     def may_try(self) -> bool:
         """Whether the back-off after a failure is over."""
