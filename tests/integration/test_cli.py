@@ -23,6 +23,7 @@ from x2gofleet import FleetCache
 from x2gofleet.cli import commands, live, main
 from x2gofleet.cli.picture import take_picture
 from x2gofleet.cli.rich_output import console_for
+from x2gofleet.extras import how_to_install
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 
@@ -506,7 +507,8 @@ class TestOnATerminal:
         terminal = Terminal("watch", *common, code=WITHOUT_RICH)
         assert terminal.end() == 0
         assert "5 servers: 3 up" in terminal.printed
-        assert 'pip install "x2gofleet[cli]"' in terminal.printed
+        (said,) = re.findall(r"x2gofleet: the live view needs rich: (.*?)\r?\n", terminal.printed)
+        assert said == how_to_install("cli"), "in one piece, so that it can be copied"
 
 
 @pytest.mark.usefixtures("some_fleet")

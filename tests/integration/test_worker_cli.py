@@ -24,6 +24,7 @@ from x2gofleet_workers.probe import probe_text
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
 from x2gofleet.cache import FleetCache
+from x2gofleet.extras import how_to_install
 from x2gofleet.keys import Keys
 
 TIMEOUT_SECONDS = 30.0
@@ -64,7 +65,7 @@ def test_what_is_not_installed_is_said_with_what_to_install() -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert "apscheduler" in done.stderr
-    assert "pip install 'x2gofleet[worker]'" in done.stderr
+    assert done.stderr.endswith(f"a worker needs more than a reader: {how_to_install('worker')}\n")
     assert "Traceback" not in done.stderr
 
 

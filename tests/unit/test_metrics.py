@@ -45,6 +45,7 @@ from x2gofleet_workers.polling import TargetPoller
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
 from x2gofleet.errors import CacheUnavailable, Unreachable
+from x2gofleet.extras import how_to_install
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Lease, Outcome
 
@@ -407,8 +408,8 @@ def test_without_prometheus_client_only_metrics_are_refused(tmp_path: Path) -> N
     refused = run_without_prometheus(path, "--metrics-port", "0")
     assert refused.returncode == cli.EXIT_FAILED
     assert refused.stderr.splitlines() == [
-        'x2gofleet-worker: metrics need the package prometheus_client: pip install "x2gofleet[worker]", '
-        "or leave --metrics-port (X2GOFLEET_METRICS_PORT) out"
+        "x2gofleet-worker: metrics need the package prometheus_client. Leave --metrics-port (X2GOFLEET_METRICS_PORT) "
+        f"out, or: {how_to_install('worker')}"
     ]
 
 

@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Literal, get_args
 
 from x2gofleet.errors import FleetError
+from x2gofleet.extras import how_to_install
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Outcome
 
@@ -129,8 +130,8 @@ class PrometheusMetrics(Metrics):
             from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
         except ImportError as exc:
             raise MetricsError(
-                'metrics need the package prometheus_client: pip install "x2gofleet[worker]", '
-                "or leave --metrics-port (X2GOFLEET_METRICS_PORT) out"
+                "metrics need the package prometheus_client. Leave --metrics-port (X2GOFLEET_METRICS_PORT) out, or: "
+                f"{how_to_install('worker')}"
             ) from exc
         self.registry = registry = CollectorRegistry()
 

@@ -101,7 +101,7 @@ def _cut(table: Table, room: int, width: int | None, noun: str, where: str) -> l
 def render(cache: FleetCache, *, title: str = "") -> RenderableType:
     """Return the fleet as a rich renderable that fits where it is drawn; an error is drawn, not raised.
 
-    Raises ImportError where rich is not installed (``x2gofleet[cli]``).
+    Raises ImportError where rich is not installed (extra ``cli``).
     """
     from x2gofleet.cli.rich_output import Frame
 
@@ -126,7 +126,7 @@ def run_live(
     """Show the fleet, anew each second, until q, Ctrl-C or ``seconds`` have passed; then leave its totals on screen.
 
     Goes on where Redis can't be asked. Without a terminal it prints one ``summary``.
-    Raises ImportError where rich is not installed (``x2gofleet[cli]``).
+    Raises ImportError where rich is not installed (extra ``cli``).
     """
     from rich.live import Live
 
