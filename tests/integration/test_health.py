@@ -79,7 +79,7 @@ def test_redis_out_of_reach_is_unknown_and_said_without_the_password(
     monkeypatch.setenv("X2GOFLEET_REDIS_URL", "unix://:hunter2@/nonexistent/socket?db=0")
     assert asked() == health.EXIT_UNKNOWN
     said = capsys.readouterr().out
-    assert said.startswith(f"whether a worker lives on {HOST} is unknown: unix://:***@/nonexistent/socket?db=0: ")
+    assert said.startswith(f"whether a worker lives on {HOST} is unknown: unix://***@/nonexistent/socket?db=0: ")
     assert "hunter2" not in said
 
 
