@@ -15,7 +15,7 @@ from pathlib import Path
 import paramiko
 from x2gofleet_workers import ssh
 from x2gofleet_workers.inventory import Target, load_inventory
-from x2gofleet_workers.probe import Request, start_command
+from x2gofleet_workers.shell_probe import Request, start_command
 from x2gofleet_workers.ssh import Deadline, Endpoint, ProbeChannel, SshConnection
 
 from tests.e2e.realserver import RealX2GoServer, create_empty_database, missing_requirements

@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from x2gofleet_workers.probe import Answer, Request, Section, parse_hello, probe_text
 from x2gofleet_workers.proof import prove_load, prove_mounts, prove_sessions
+from x2gofleet_workers.shell_probe import Answer, Request, Section, parse_hello, probe_text
 
 from x2gofleet.errors import CommandMissing, ListingFailed, NotProven
 from x2gofleet.kinds import Kind

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from x2gofleet_workers import ssh
 from x2gofleet_workers.inventory import load_inventory
-from x2gofleet_workers.probe import MAX_ANSWER_BYTES, Answer, Request, Section
+from x2gofleet_workers.shell_probe import MAX_ANSWER_BYTES, Answer, Request, Section
 from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running_simulation
 from x2gofleet_workers.ssh import Deadline, Endpoint, SshConnection
 

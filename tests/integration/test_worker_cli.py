@@ -20,7 +20,7 @@ import psutil
 import pytest
 import redis
 from x2gofleet_workers.inventory import load_inventory
-from x2gofleet_workers.probe import probe_text
+from x2gofleet_workers.shell_probe import probe_text
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
 from x2gofleet.cache import FleetCache

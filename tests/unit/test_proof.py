@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from x2gofleet_workers.probe import Section
 from x2gofleet_workers.proof import (
     Proven,
     prove_desktops,
@@ -16,6 +15,7 @@ from x2gofleet_workers.proof import (
     prove_sessions,
     show,
 )
+from x2gofleet_workers.shell_probe import Section
 
 from x2gofleet.errors import (
     CommandMissing,

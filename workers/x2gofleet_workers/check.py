@@ -11,8 +11,8 @@ from x2gofleet.kinds import Kind
 from x2gofleet.parsing import parse_sessions
 from x2gofleet_workers.inventory import Fleet, Target
 from x2gofleet_workers.polling import judge, start_probe
-from x2gofleet_workers.probe import Request
 from x2gofleet_workers.proof import show
+from x2gofleet_workers.shell_probe import Request
 from x2gofleet_workers.ssh import Deadline, SshConnection
 
 _AT_ONCE = 16

@@ -21,7 +21,7 @@ from x2gofleet_workers.embedded import EmbeddedValkey
 from x2gofleet_workers.endpoint import Endpoint
 from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.metrics import NO_METRICS, PrometheusMetrics
-from x2gofleet_workers.probe import probe_text
+from x2gofleet_workers.shell_probe import probe_text
 from x2gofleet_workers.simulator import command as simulate_command
 from x2gofleet_workers.worker import Worker, WorkerSettings
 

@@ -27,8 +27,8 @@ from x2gofleet_workers.hints import NO_HINTS, Hints
 from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS, Target, polled_kinds
 from x2gofleet_workers.metrics import NO_METRICS, Condition, LaneName, Metrics, StaleReason
 from x2gofleet_workers.ownership import Ownership
-from x2gofleet_workers.probe import UNKNOWN_SIGNATURE, Answer, Request, Section, start_command
 from x2gofleet_workers.proof import Proven, prove_desktops, prove_load, prove_mounts, prove_sessions
+from x2gofleet_workers.shell_probe import UNKNOWN_SIGNATURE, Answer, Request, Section, start_command
 from x2gofleet_workers.ssh import Deadline, ProbeChannel, SshConnection
 
 QUICK_KINDS = (Kind.SESSIONS, Kind.LOAD)

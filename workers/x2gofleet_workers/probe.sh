@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs on the polled X2Go server: reads one request a line, prints one framed answer each (format: probe.py).
+# Runs on the polled X2Go server: reads one request a line, prints one framed answer each (format: shell_probe.py).
 # Started over SSH by a worker, or installed root-owned as the forced command of a key. Lists, and changes nothing.
 LC_ALL=C
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

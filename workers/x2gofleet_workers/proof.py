@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from x2gofleet.errors import CommandMissing, HostNameChanged, ListingFailed, NotPermitted, NotProven
 from x2gofleet.load import LoadReport
-from x2gofleet_workers.probe import Section
+from x2gofleet_workers.shell_probe import Section
 
 _FIELDS = 16
 _FEWER_FIELDS = 14

@@ -33,8 +33,8 @@ from x2gofleet.errors import (
     SetupError,
     Unreachable,
 )
-from x2gofleet_workers.probe import MAX_NOISE_BYTES, Answer, Hello, Request, Section, parse_hello
 from x2gofleet_workers.proof import show
+from x2gofleet_workers.shell_probe import MAX_NOISE_BYTES, Answer, Hello, Request, Section, parse_hello
 
 _LOG_CHANNEL = "x2gofleet_workers.paramiko"
 logging.getLogger(_LOG_CHANNEL).setLevel(logging.CRITICAL)

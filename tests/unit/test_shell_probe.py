@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from x2gofleet_workers.probe import (
+from x2gofleet_workers.shell_probe import (
     MAX_ANSWER_BYTES,
     MAX_NOISE_BYTES,
     Answer,

@@ -1,4 +1,4 @@
-"""probe: the conversation with probe.sh on a polled server: requests, framed answers.
+"""shell_probe: the conversation with probe.sh on a polled server: requests, framed answers.
 
 Request, one line: ``poll MARK SCOPE TIMEOUT SECTION...``; MARK is random, so that nothing a user wrote into the
 session database can look like a frame. Answer: ``MARK begin NAME ATTR=VALUE...``, the raw bytes of a command,
