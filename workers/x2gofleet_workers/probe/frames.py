@@ -114,14 +114,15 @@ class FrameDecoder:
         return taken
 
     def _checked(self, header: bytes) -> tuple[str, int, int]:
-        # What came is not quoted: after a fault of the framing it may be a part of a cookie.
-        expected = f"expected the header of a frame (one of {' '.join(sorted(self._caps))} and 16 hex digits)"
-        if not _HEADER.fullmatch(header):
-            raise NotProven(f"{expected}, got {HEADER_BYTES} bytes that are not one, the first is 0x{header[0]:02x}")
-        kind, length = chr(header[0]), int(header[9:], 16)
+        kind = chr(header[0])
         cap = self._caps.get(kind)
-        if cap is None:
-            raise NotProven(f"{expected}, got one of type {kind}")
+        if cap is None or not _HEADER.fullmatch(header):
+            # What came is not quoted: after a fault of the framing it may be a part of a cookie.
+            raise NotProven(
+                f"expected the header of a frame (one of {' '.join(sorted(self._caps))} and 16 hex digits), "
+                f"got {HEADER_BYTES} bytes that are not one, the first is 0x{header[0]:02x}"
+            )
+        length = int(header[9:], 16)
         if length > cap:
             raise NotProven(f"expected at most {cap} bytes in a frame of type {kind}, got one of {length} bytes")
         return kind, int(header[1:9], 16), length
