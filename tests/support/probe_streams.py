@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def fed(decoder: AnswerDecoder, pieces: Iterable[bytes]) -> list[Section]:
 def cut_at(stream: bytes, places: Iterable[int]) -> list[bytes]:
     """Return the stream in pieces."""
     edges = sorted({0, *places, len(stream)})
-    return [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [stream[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def session_record(session: str = "alice-50-1763800000_stDMATE_dp24", **columns: bytes) -> Record:
@@ -135,11 +136,7 @@ EVERYTHING = Conversation(
 
 SAME = Conversation(
     Request(Scope.SERVER, (SectionRequest(SectionKind.SESSIONS, "2f.1"),), 9),
-    (
-        Section(
-            kind=SectionKind.SESSIONS, status=SectionStatus.SAME, backend="sqlite", host="ts01", signature="2f.1"
-        ),
-    ),
+    (Section(kind=SectionKind.SESSIONS, status=SectionStatus.SAME, backend="sqlite", host="ts01", signature="2f.1"),),
 )
 """The answer to nearly every poll."""
 

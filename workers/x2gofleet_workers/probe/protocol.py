@@ -76,6 +76,7 @@ __all__ = [
 ]
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_ANSWER_FRAMES = 64 * 1024
 _DONE_WORDS = ("uid", "host")
 _REFUSAL_WORDS = ("error", "text")
 _NOTICE_WORDS = ("changed",)
@@ -106,7 +107,7 @@ class AnswerDecoder:
         self._waiting = deque(request.sections)
         self._section: SectionDecoder | None = None
         self._begun = False
-        self._received_bytes = 0
+        self._received_bytes = self._received_frames = 0
         self._fault: NotProven | None = None
 
     def request_frame(self) -> bytes:
@@ -117,6 +118,11 @@ class AnswerDecoder:
     def moved_bytes(self) -> int:
         """How many bytes were moved on this channel so far, as FrameDecoder counts them."""
         return self._frames.moved_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """How many bytes of an incomplete frame are kept."""
+        return self._frames.kept_bytes
 
     def feed(self, data: bytes) -> Iterator[Section]:
         """Take in bytes and yield the sections that they complete.
@@ -144,8 +150,10 @@ class AnswerDecoder:
             self._notice(frame)
             return None
         self._received_bytes += HEADER_BYTES + len(frame.payload)
-        if self._received_bytes > MAX_ANSWER_BYTES:
-            raise NotProven(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, got more")
+        self._received_frames += 1
+        if self._received_bytes > MAX_ANSWER_BYTES or self._received_frames > MAX_ANSWER_FRAMES:
+            most = f"{MAX_ANSWER_BYTES} bytes in {MAX_ANSWER_FRAMES} frames"
+            raise NotProven(f"expected an answer of at most {most}, got more")
         if self.done:
             raise NotProven(f"expected nothing but notices after the answer, got a frame of type {frame.type}")
         if frame.type == "X":
