@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
 import pytest
@@ -53,7 +54,8 @@ def test_columns_that_are_too_long_are_cut_and_named() -> None:
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_records_or_not_proven(payload: bytes) -> None:
-    for decode in (decode_records, decode_mounts):
+    decoders: tuple[Callable[[bytes], Iterator[Record | MountRecord]], ...] = (decode_records, decode_mounts)
+    for decode in decoders:
         try:
             found = list(decode(payload))
         except NotProven:

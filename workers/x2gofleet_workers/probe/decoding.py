@@ -80,7 +80,8 @@ class SectionDecoder:
         self._is_of_a_command = kind is not SectionKind.LOAD and not (self._is_listing or self._has_mounts)
         self._records: list[Record] = []
         self._mounts: list[MountRecord] = []
-        self._stdout, self._lines = bytearray(), bytearray()
+        self._stdout: list[bytes] = []
+        self._lines: list[bytes] = []
         self._data_is_over = False
 
     def data(self, payload: bytes) -> None:
@@ -92,7 +93,7 @@ class SectionDecoder:
         elif self._has_mounts:
             self._collect(self._mounts, payload, decode_mounts)
         else:
-            self._stdout += payload
+            self._stdout.append(payload)
 
     def _collect(self, found: list[_Item], payload: bytes, decode: Callable[[bytes], Iterable[_Item]]) -> None:
         for record in decode(payload):
@@ -105,7 +106,7 @@ class SectionDecoder:
         if not self._may_have_lines:
             raise NotProven(f"{self._where}: expected no raw lines, got some")
         self._data_is_over = True
-        self._lines += payload
+        self._lines.append(payload)
 
     def end(self, payload: bytes) -> Section:
         """Return the section, complete with its end."""
@@ -144,8 +145,8 @@ class SectionDecoder:
             stderr=text_of(words, "stderr"),
             records=tuple(self._records),
             mounts=tuple(self._mounts),
-            stdout=bytes(self._stdout),
-            lines=bytes(self._lines),
+            stdout=b"".join(self._stdout),
+            lines=b"".join(self._lines),
         )
 
     def _same(self, words: Mapping[str, bytes]) -> Section:
@@ -154,7 +155,7 @@ class SectionDecoder:
             raise NotProven(f"{self._where}: expected data, got status same, which was not offered in the request")
         if self._signature(words) != request.signature:
             raise NotProven(f"{self._where}: expected status same with the signature of the request, got another one")
-        if self._records or self._lines or self._data_is_over:
+        if self._records or self._data_is_over:
             raise NotProven(f"{self._where}: expected no data with status same, got some")
         self._require_origin()
         begin = self._begin

@@ -59,10 +59,10 @@ def _upgrade(version: int) -> str:
     if version > PROTOCOL_VERSION:
         return (
             "the probe is newer: upgrade x2gofleet on this worker's machine, or install the probe of this version "
-            "on the server with x2gofleet-worker install-probe"
+            "on the server (x2gofleet-worker probe prints it)"
         )
     return (
-        "the probe is older: install the probe of this version on the server with x2gofleet-worker install-probe; "
+        "the probe is older: install the probe of this version on the server (x2gofleet-worker probe prints it); "
         "only an installed probe can be older, one that is sent along never is"
     )
 

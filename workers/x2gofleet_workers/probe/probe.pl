@@ -1,0 +1,1041 @@
+#!/usr/bin/perl
+# Runs on the polled X2Go server and answers the requests of an x2gofleet worker on stdin and stdout (frames: protocol.py).
+# Started over SSH, or installed root-owned as the forced command of a key. It reads, and changes nothing.
+#
+# Two processes: this one talks to the worker and runs commands; a child, the reader, reads the session database and
+# the agents' state files. A reader that does not answer in time is killed, so that a hung database or file system
+# costs its own sections only.
+package X2GoFleet::Probe;
+use strict;
+use warnings;
+use Errno    qw(EINTR EAGAIN);
+use Fcntl    qw(O_RDONLY O_NOFOLLOW O_NONBLOCK S_ISREG);
+use POSIX    qw(WNOHANG);
+use Time::HiRes ();
+
+use constant {
+    PROTOCOL             => 2,
+    HEADER_BYTES         => 17,
+    MAX_REQUEST_BYTES    => 65_536,
+    MAX_TEXT_BYTES       => 1_048_576,
+    FRAME_BYTES          => 65_536,
+    MAX_ANSWER_BYTES     => 64 * 1_048_576,
+    MAX_RECORDS          => 200_000,
+    MAX_COLUMN_BYTES     => 1024,
+    MAX_STATE_BYTES      => 32,
+    LIFE_SECONDS         => 7200,
+    LOOK_SECONDS         => 0.1,
+    STATES_PER_LOOK      => 64,
+    SETTLED_SECONDS      => 0.05,
+    LOCK_WAIT_MS         => 1500,
+    NAMES_KEPT_SECONDS   => 300,
+    MAX_HUNG_READERS     => 3,
+    RECYCLE_ANSWER_BYTES => 4 * 1_048_576,
+};
+
+my $SQL_CONFIG     = '/etc/x2go/x2gosql/sql';
+my $SERVER_CONFIG  = '/etc/x2go/x2goserver.conf';
+my @PASSWORD_FILES = map { "/etc/x2go/x2gosql/passwords/$_" } qw(x2gopgadmin x2goadmin);
+my $REFERENCE      = 'print map { "$_\n" } X2Go::Server::DB::dbsys_listsessionsroot($ARGV[0])';
+my $DESKTOPS       = 'cd; exec env HOME="$HOME" USER="$(id -un)" x2golistdesktops';
+
+# --- words and frames
+
+sub encoded { my ($text) = @_; $text = '' unless defined $text; $text =~ s/([^A-Za-z0-9._-])/sprintf '%%%02X', ord $1/ge; $text }
+sub decoded { my ($text) = @_; $text =~ s/%([0-9A-F]{2})/chr hex $1/ge; $text }
+
+sub words {
+    my @pairs = @_;
+    my @words;
+    while (my ($key, $value) = splice @pairs, 0, 2) { push @words, $key . '=' . encoded($value) }
+    return join ' ', @words;
+}
+
+sub parsed_words {
+    my ($line) = @_;
+    my %found;
+    for my $word (split / /, $line, -1) {
+        my ($key, $value) = $word =~ /\A([a-z_]+)=([A-Za-z0-9._%-]*)\z/ or return;
+        $found{$key} = decoded($value);
+    }
+    return \%found;
+}
+
+# A failure that ends a section; the worker knows the closed set of codes.
+sub failed { my ($code, $text, @more) = @_; die { code => $code, text => plain($text), more => \@more } }
+
+sub plain {
+    my ($text) = @_;
+    $text = '' unless defined $text;
+    $text =~ s/ at (?:\(eval \d+\)|-e|\S+) line \d+.*//s;
+    $text =~ s/[^ -~]+/ /g;
+    return substr $text, 0, 400;
+}
+
+sub error_words {
+    my ($error) = @_;
+    return words(status => 'error', error => 'internal', text => plain("$error")) unless ref $error;
+    return words(status => 'error', error => $error->{code}, text => $error->{text}, @{ $error->{more} });
+}
+
+sub frame { my ($type, $request, $payload) = @_; return sprintf('%s%08x%08x', $type, $request, length $payload) . $payload }
+
+sub data_frames {
+    my ($type, $request, $data) = @_;
+    return join '', map { frame($type, $request, $_) } unpack '(a' . FRAME_BYTES . ')*', $data;
+}
+
+sub write_all {
+    my ($handle, $data) = @_;
+    my $sent = 0;
+    while ($sent < length $data) {
+        my $count = syswrite $handle, $data, length($data) - $sent, $sent;
+        next if !defined $count && $! == EINTR;
+        POSIX::_exit(0) unless defined $count;
+        $sent += $count;
+    }
+    return;
+}
+
+sub now { return Time::HiRes::clock_gettime(Time::HiRes::CLOCK_MONOTONIC()) }
+
+# --- running a command, with a limit that also holds where this process is killed
+
+# Returns exit status, stdout, stderr (its end). $aside: called with what arrives on STDIN, where that is to be read.
+sub captured {
+    my ($seconds, $aside, @command) = @_;
+    $seconds = 1 if $seconds < 1;
+    pipe my $out_read, my $out_write or failed('internal', "pipe: $!");
+    pipe my $err_read, my $err_write or failed('internal', "pipe: $!");
+    my $pid = fork;
+    failed('internal', "fork: $!") unless defined $pid;
+    if (!$pid) {
+        POSIX::setpgid(0, 0);
+        open STDIN,  '<',  '/dev/null';
+        open STDOUT, '>&', $out_write;
+        open STDERR, '>&', $err_write;
+        $SIG{$_} = 'DEFAULT' for qw(PIPE TERM HUP INT ALRM);
+        no warnings 'exec';
+        exec 'timeout', '-k', '1', int($seconds), @command or POSIX::_exit(127);
+    }
+    close $out_write;
+    close $err_write;
+    my %text = (out => '', err => '');
+    my %open = (out => $out_read, err => $err_read);
+    my $until = now() + $seconds + 1.5;
+    my $over  = '';
+    while (%open && !$over) {
+        my $bits = '';
+        vec($bits, fileno $_, 1) = 1 for values %open;
+        vec($bits, fileno STDIN, 1) = 1 if $aside;
+        my $left = $until - now();
+        if ($left <= 0) { $over = 'timeout'; last }
+        next if select($bits, undef, undef, $left) < 0;
+        $aside->() if $aside && vec $bits, fileno STDIN, 1;
+        for my $name (keys %open) {
+            next unless vec $bits, fileno $open{$name}, 1;
+            my $count = sysread $open{$name}, $text{$name}, 65_536, length $text{$name};
+            delete $open{$name} if defined $count && !$count;
+            $text{err} = substr $text{err}, -2048 if length $text{err} > 8192;
+            $over = 'too_large' if length $text{out} > MAX_ANSWER_BYTES / 4;
+        }
+    }
+    kill KILL => -$pid if $over;
+    1 while waitpid($pid, 0) < 0 && $! == EINTR;
+    my $status = $? & 127 ? 128 + ($? & 127) : $? >> 8;
+    failed($over, "$command[0] printed too much") if $over eq 'too_large';
+    failed('timeout', "$command[0] did not end within " . int($seconds) . ' s') if $over || $status == 124 || $status == 137;
+    failed('command_missing', "$command[0] could not be run: " . (plain($text{err}) || 'not found'))
+        if $status == 126 || $status == 127;
+    return ($status, $text{out}, plain($text{err}));
+}
+
+# --- the reader: configuration
+
+sub host_name { return (POSIX::uname())[1] }
+
+# Sections and keys of an ini file, as "section.key", or "key" before the first section; undef where it cannot be read.
+sub ini {
+    my ($path) = @_;
+    open my $file, '<', $path or return;
+    my ($section, %found) = '';
+    while (my $line = <$file>) {
+        last if $. > 10_000;
+        if ($line =~ /^\s*\[\s*([^\]]*?)\s*\]/) { $section = "$1."; next }
+        next unless $line =~ /^\s*([^#;=\s][^=]*?)\s*=\s*(.*?)\s*$/;
+        my ($key, $value) = ($1, $2);
+        $value =~ s/\A(["'])(.*)\1\z/$2/;
+        $found{"$section$key"} = $value unless exists $found{"$section$key"};
+    }
+    return \%found;
+}
+
+my (%config, $config_signature);
+
+sub configuration {
+    my $signature = join '', map { file_signature($_) } $SQL_CONFIG, $SERVER_CONFIG, @PASSWORD_FILES;
+    return \%config if defined $config_signature && $signature eq $config_signature;
+    my $sql = ini($SQL_CONFIG) or failed('config', "$SQL_CONFIG cannot be read: $!");
+    my $backend = defined $sql->{backend} ? lc $sql->{backend} : '';
+    failed('config', "$SQL_CONFIG names no backend") if $backend eq '';
+    failed('backend', "the backend \"$backend\" in $SQL_CONFIG is not supported") unless $backend =~ /\A(?:sqlite|postgres)\z/;
+    my $server = ini($SERVER_CONFIG) || {};
+    my $telekinesis = $server->{'telekinesis.enable'};
+    %config = (
+        backend => $backend,
+        host    => $sql->{'postgres.host'} || 'localhost',
+        port    => $sql->{'postgres.port'} || '5432',
+        ssl     => $sql->{'postgres.ssl'}  || 'prefer',
+        fields  => $backend eq 'sqlite' || (defined $telekinesis && $telekinesis =~ /\A(?:1|on|yes|true)\z/i) ? 16 : 14,
+    );
+    $config_signature = $signature;
+    return \%config;
+}
+
+my ($database, $database_looked_up) = ('', -1e9);
+
+sub database_file {
+    return $database if now() - $database_looked_up < 60;
+    my $home = (getpwnam 'x2gouser')[7];
+    ($database, $database_looked_up) = ((defined $home && $home ne '' ? $home : '/var/lib/x2go') . '/x2go_sessions', now());
+    return $database;
+}
+
+# --- the reader: what a listing depends on
+
+# Device, inode, owner, size, modification and change time; a change time cannot be set by a user.
+sub file_signature { my @found = Time::HiRes::stat($_[0]);  return @found ? pack 'd6', @found[0, 1, 4, 7, 9, 10] : '-' }
+sub link_signature { my @found = Time::HiRes::lstat($_[0]); return @found ? pack 'd6', @found[0, 1, 4, 7, 9, 10] : '-' }
+
+sub database_header {
+    my ($path) = @_;
+    sysopen my $file, $path, O_RDONLY | O_NONBLOCK or return '';
+    my $count = sysread $file, my $header, 100;
+    return $count ? $header : '';
+}
+
+sub database_signature {
+    my ($path) = @_;
+    my @log = Time::HiRes::stat("$path-wal");
+    # Not the change time of a write-ahead log: whenever root opens one, SQLite sets its owner again.
+    return join '|', file_signature($path), file_signature("$path-journal"), @log ? pack('d5', @log[0, 1, 4, 7, 9]) : '-',
+        database_header($path);
+}
+
+sub base_signature {
+    my @common = (host_name(), map { file_signature($_) } $SQL_CONFIG, $SERVER_CONFIG, '/etc/localtime', '/tmp-inst');
+    return join '|', @common, database_signature(database_file());
+}
+
+# --- the reader: rows
+
+my @COLUMNS = qw(session_id uname server status display init_time last_time cookie client agent_pid gr_port sound_port
+    fs_port tekictrl_port tekidata_port);
+
+sub code_of_sqlite {
+    my ($text) = @_;
+    return 'locked'      if $text =~ /locked|busy/i;
+    return 'hot_journal' if $text =~ /readonly database/i;
+    return 'schema'      if $text =~ /no such (?:table|column)/i;
+    return 'malformed'   if $text =~ /malformed|not a database|corrupt|encrypted/i;
+    return 'unreadable';
+}
+
+sub sqlite_queries {
+    my ($handle, $what, $host) = @_;
+    my $bytes = sub { "substr(cast($_[0] as blob), 1, " . (MAX_COLUMN_BYTES + 1) . ')' };
+    my $limit = 'limit ' . (MAX_RECORDS + 1);
+    if ($what eq 'mounts') {
+        my $columns = join ', ', map { $bytes->("m.$_") } qw(session_id client path);
+        return $handle->selectall_arrayref(
+            "select $columns from mounts m join sessions s on s.session_id = m.session_id where s.server = ? "
+                . "order by m.session_id, m.rowid $limit", undef, $host), [];
+    }
+    my $columns = join ', ', map { /_time$/ ? "strftime('%Y-%m-%dT%H:%M:%S', $_)" : $bytes->($_) } @COLUMNS;
+    my $rows = $handle->selectall_arrayref(
+        "select $columns, strftime('%s', 'now', 'localtime') - strftime('%s', init_time), '' from sessions "
+            . "where server = ? order by status desc, rowid $limit", undef, $host);
+    return $rows, [] if @$rows;
+    return $rows, $handle->selectall_arrayref(
+        'select ' . $bytes->('server') . ', count(*) from sessions group by server order by 2 desc limit 200');
+}
+
+sub sqlite_handle {
+    my ($source, $flags) = @_;
+    my $handle = DBI->connect("dbi:SQLite:$source", '', '',
+        { RaiseError => 1, PrintError => 0, PrintWarn => 0, AutoCommit => 1, sqlite_open_flags => $flags });
+    $handle->sqlite_busy_timeout(LOCK_WAIT_MS) if $handle->can('sqlite_busy_timeout');
+    return $handle;
+}
+
+my $can_read_without_lock;
+
+# Reads the database file as it lies there, without a lock, so that X2Go's own commands can write whatever becomes of
+# this process meanwhile. What was read counts only if the file, its journal and its change counter are the same
+# before and after, and the last write is longer ago than file times are coarse. Returns whether another try makes sense,
+# and what was read.
+sub read_without_lock {
+    my ($path, $what, $host) = @_;
+    if (!defined $can_read_without_lock) {
+        my ($major, $minor, $patch) = do { no warnings 'once'; split /\./, $DBD::SQLite::sqlite_version };
+        $can_read_without_lock = $major * 1_000_000 + $minor * 1000 + $patch >= 3_008_005 && $path =~ m{\A[\w/.-]+\z};
+    }
+    return 0 unless $can_read_without_lock;
+    my $before = database_signature($path);
+    my $header = database_header($path);
+    # Not with a write-ahead log (file format 2), nor while a journal is there.
+    return 0 unless length $header == 100 && substr($header, 18, 2) eq "\1\1";
+    return 1 if -s "$path-journal";
+    my $changed = (Time::HiRes::stat($path))[10];
+    return 0 unless defined $changed;
+    return 1 unless abs(Time::HiRes::time() - $changed) > SETTLED_SECONDS;
+    my @found = eval {
+        my $handle = sqlite_handle("uri=file:$path?immutable=1", 0x41);
+        my @rows = sqlite_queries($handle, $what, $host);
+        $handle->disconnect;
+        @rows;
+    };
+    return 1 if $before ne database_signature($path) || -s "$path-journal";
+    return 0, @found;
+}
+
+# Reads in a transaction. X2Go's commands do not write meanwhile; whoever does (a copy over the file) is noticed.
+sub read_with_lock {
+    my ($path, $what, $host) = @_;
+    for my $try (1 .. 3) {
+        my @opened = stat $path;
+        failed(($!{ENOENT} ? 'missing' : 'unreadable'), "$path: $!") unless @opened;
+        my ($before, $after);
+        my @found = eval {
+            my $handle = sqlite_handle("dbname=$path", 0x1);
+            $handle->begin_work;
+            $handle->selectrow_array('select 1 from sessions limit 1');
+            $before = file_signature($path);
+            my @rows = sqlite_queries($handle, $what, $host);
+            $after = file_signature($path);
+            $handle->rollback;
+            $handle->disconnect;
+            @rows;
+        };
+        failed(code_of_sqlite("$@"), "$path: " . sqlite_text("$@")) unless @found;
+        # Neither written to since the lock was taken, nor another file than the one that was opened.
+        return @found if $before eq $after && substr($after, 0, 16) eq pack 'd2', @opened[0, 1];
+    }
+    failed('replaced', "$path was replaced while it was read");
+}
+
+sub sqlite_text { my ($text) = @_; $text =~ s/\ADBD::\S+ \S+ failed: |\ADBI connect\(.*?\) failed: //s; return $text }
+
+sub sqlite_rows {
+    my ($what, $host) = @_;
+    eval { require DBI; require DBD::SQLite; 1 } or failed('driver', "perl cannot load DBI and DBD::SQLite: $@");
+    my $path = database_file();
+    POSIX::tzset();
+    for my $try (1 .. 4) {
+        my ($again, @found) = read_without_lock($path, $what, $host);
+        return @found if @found;
+        last unless $again;
+        Time::HiRes::sleep(0.02 * $try);
+    }
+    return read_with_lock($path, $what, $host);
+}
+
+my ($postgres, $postgres_key) = (undef, '');
+
+sub code_of_postgres {
+    my ($text) = @_;
+    return 'pg_password'   if $text =~ /password authentication failed|no password supplied|role ".*" does not exist|no pg_hba/i;
+    return 'pg_limit'      if $text =~ /too many (?:connections|clients)|remaining connection slots/i;
+    return 'pg_timeout'    if $text =~ /timeout|timed out/i;
+    return 'pg_database'   if $text =~ /database ".*" does not exist/i;
+    return 'pg_permission' if $text =~ /permission denied/i;
+    return 'schema'        if $text =~ /relation ".*" does not exist|column .* does not exist/i;
+    return 'pg_connect';
+}
+
+sub postgres_password {
+    for my $path (@PASSWORD_FILES) {
+        open my $file, '<', $path or next;
+        my $password = <$file>;
+        next unless defined $password && $password =~ /\S/;
+        chomp $password;
+        return $password;
+    }
+    failed('pg_password', "no database password in $PASSWORD_FILES[0]");
+}
+
+sub postgres_handle {
+    my ($config) = @_;
+    my $key = join "\0", @$config{qw(host port ssl)}, map { file_signature($_) } @PASSWORD_FILES;
+    return $postgres if $postgres && $key eq $postgres_key;
+    $postgres->disconnect if $postgres;
+    undef $postgres;
+    local $ENV{PGCONNECT_TIMEOUT} = 3;
+    local $ENV{PGAPPNAME}         = 'x2gofleet-probe';
+    my $source = "dbi:Pg:dbname=x2go_sessions;host=$config->{host};port=$config->{port};sslmode=$config->{ssl}";
+    $postgres = DBI->connect($source, 'x2godbuser', postgres_password(),
+        { RaiseError => 1, PrintError => 0, PrintWarn => 0, AutoCommit => 1, pg_enable_utf8 => 0, pg_server_prepare => 0 });
+    $postgres_key = $key;
+    return $postgres;
+}
+
+sub postgres_query {
+    my ($config, $what, $host) = @_;
+    my $handle = postgres_handle($config);
+    my $bytes  = sub { "substr($_[0]::text, 1, " . (MAX_COLUMN_BYTES + 1) . ')' };
+    my $limit  = 'limit ' . (MAX_RECORDS + 1);
+    my ($rows, $others) = ([], []);
+    $handle->do('begin transaction isolation level repeatable read, read only; '
+            . "set local statement_timeout = '3s'; set local lock_timeout = '2s'");
+    if ($what eq 'mounts') {
+        my $columns = join ', ', map { $bytes->("m.$_") } qw(session_id client path);
+        $rows = $handle->selectall_arrayref("select $columns from mounts m join sessions s on s.session_id = m.session_id "
+                . "and s.creator_id = m.creator_id where s.server = ? order by m.session_id, m.path $limit", undef, $host);
+    } else {
+        my $columns = join ', ', map { /_time$/ ? qq{to_char($_, 'YYYY-MM-DD"T"HH24:MI:SS')} : $bytes->($_) } @COLUMNS;
+        $rows = $handle->selectall_arrayref(
+            "select $columns, floor(extract(epoch from now() - init_time))::bigint, " . $bytes->('creator_id')
+                . " from sessions where server = ? order by status desc, session_id $limit", undef, $host);
+        $others = $handle->selectall_arrayref(
+            'select ' . $bytes->('server') . ', count(*) from sessions group by 1 order by 2 desc limit 200')
+            unless @$rows;
+    }
+    $handle->do('commit');
+    return ($rows, $others);
+}
+
+sub postgres_rows {
+    my ($config, $what, $host) = @_;
+    eval { require DBI; require DBD::Pg; 1 } or failed('driver', "perl cannot load DBI and DBD::Pg: $@");
+    # A standing connection that the database has ended meanwhile is no failure: one more try with a new one.
+    my $standing = defined $postgres;
+    my @found = eval { postgres_query($config, $what, $host) };
+    return @found if @found;
+    my $error = $@;
+    drop_postgres();
+    if ($standing && !ref $error && code_of_postgres("$error") eq 'pg_connect') {
+        @found = eval { postgres_query($config, $what, $host) };
+        return @found if @found;
+        $error = $@;
+        drop_postgres();
+    }
+    die $error if ref $error;
+    failed(code_of_postgres("$error"), "PostgreSQL at $config->{host} port $config->{port}: " . postgres_text("$error"));
+}
+
+sub drop_postgres {
+    my $handle = $postgres;
+    undef $postgres;
+    eval { $handle->disconnect } if $handle;
+    return;
+}
+
+sub postgres_text {
+    my ($text) = @_;
+    $text =~ s/\ADBD::\S+ \S+ failed: |\ADBI connect\(.*?\) failed: //s;
+    my ($cause) = $text =~ /((?:FATAL|ERROR):.*)/s;
+    return $cause || $text;
+}
+
+# Rows of this host, and the counts of other hosts' records where there are none.
+sub rows_of {
+    my ($config, $what, $host) = @_;
+    my ($rows, $others) = $config->{backend} eq 'sqlite' ? sqlite_rows($what, $host) : postgres_rows($config, $what, $host);
+    failed('too_large', 'the session database has more than ' . MAX_RECORDS . ' records') if @$rows > MAX_RECORDS;
+    return ($rows, $others);
+}
+
+sub packed_record {
+    my @columns = @_;
+    my $cut = '';
+    # Most records are short as a whole.
+    if (length(join '', @columns) > MAX_COLUMN_BYTES) {
+        my @long = grep { length $columns[$_] > MAX_COLUMN_BYTES } 0 .. $#columns;
+        $columns[$_] = substr $columns[$_], 0, MAX_COLUMN_BYTES for @long;
+        $cut = join ',', map { $_ + 1 } @long;
+    }
+    return pack '(N/a*)*', $cut, @columns;
+}
+
+# --- the reader: agents' states and owners
+
+my (%names, %uids, $names_since);
+
+# Whether a user id is that of a user name; undef where the name service does not know.
+sub uid_is {
+    my ($uid, $name) = @_;
+    (%names, %uids) = () if !defined $names_since || now() - $names_since > NAMES_KEPT_SECONDS;
+    $names_since = now() unless %names || %uids;
+    $names{$uid} = getpwuid $uid unless exists $names{$uid};
+    return 1 if defined $names{$uid} && $names{$uid} eq $name;
+    $uids{$name} = getpwnam $name unless exists $uids{$name};
+    return defined $uids{$name} ? $uids{$name} == $uid : undef;
+}
+
+sub agent_user {
+    my ($session, $user) = @_;
+    return $session =~ /XSHAD(.*)XSHADPP/s ? $1 : $user;
+}
+
+sub foreign_agent {
+    my ($pid, $session, $user) = @_;
+    return '' unless $pid =~ /\A[1-9][0-9]{0,8}\z/;
+    my $uid = (stat "/proc/$pid")[4];
+    return '' unless defined $uid;
+    for my $name ($user, agent_user($session, $user)) {
+        my $same = uid_is($uid, $name);
+        return '' if !defined $same || $same;
+    }
+    return defined $names{$uid} ? $names{$uid} : "uid $uid";
+}
+
+# Directories of users on which something is mounted: looking into those may not return.
+sub mounted_directories {
+    open my $file, '<', '/proc/self/mountinfo' or return {};
+    my %found;
+    while (my $line = <$file>) {
+        my $point = (split / /, $line)[4];
+        $found{$1} = 1 if defined $point && $point =~ m{\A((?:/tmp|/tmp-inst/[^/]+)/\.x2go-[^/]+)(?:\z|/C-[^/]+(?:/state)?\z)};
+    }
+    return \%found;
+}
+
+sub state_directory {
+    my ($session, $user) = @_;
+    return if "$session$user" =~ m{[/\0]} || $session eq '' || $user eq '';
+    my $instance = "/tmp-inst/$user/.x2go-$user";
+    return -d '/tmp-inst' && -d $instance ? $instance : "/tmp/.x2go-$user";
+}
+
+# The state word of an agent, and the signature of its file, taken before the file is read.
+sub agent_state {
+    my ($session, $user, $mounted) = @_;
+    $user = agent_user($session, $user);
+    my $directory = state_directory($session, $user);
+    return ('', '', '') unless defined $directory;
+    my $path = "$directory/C-$session/state";
+    return ('!mounted', '', '') if $mounted->{$directory};
+    my $signature = link_signature($path);
+    return ('', $path, $signature) if $signature eq '-';
+    for my $each ($directory, "$directory/C-$session") {
+        return ('!link', $path, $signature) if -l $each;
+    }
+    sysopen my $file, $path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK or return ('!unreadable', $path, $signature);
+    my @found = stat $file;
+    return ('!special', $path, $signature) unless @found && S_ISREG($found[2]);
+    my $same = uid_is($found[4], $user);
+    return ('!owner', $path, $signature) if defined $same && !$same;
+    my $count = sysread $file, my $state, MAX_STATE_BYTES;
+    $state = '' unless $count;
+    $state =~ s/[^A-Z]+\z//;
+    return ($state =~ /\A[A-Z]*\z/ ? $state : '!content', $path, $signature);
+}
+
+# --- the reader: sections
+
+my %known;       # what the last two listings were made from, by token: base signature, state files and their signatures
+my @known_order;
+my ($epoch, $serial) = ('', 0);
+my ($looked_at, $look_turn) = (undef, 0);
+
+sub states_are {
+    my ($listing) = @_;
+    my $signatures = $listing->{signatures};
+    for my $index (0 .. $#{ $listing->{paths} }) {
+        return 0 if link_signature($listing->{paths}[$index]) ne $signatures->[$index];
+    }
+    return 1;
+}
+
+sub remember {
+    my (%listing) = @_;
+    my $token = sprintf '%s.%d', $epoch, ++$serial;
+    $known{$token} = \%listing;
+    push @known_order, $token;
+    delete $known{ shift @known_order } while @known_order > 2;
+    $looked_at = \%listing;
+    return $token;
+}
+
+# All records of this host with states and owners, packed, and what they depend on.
+sub session_records {
+    my ($config, $host, $comparable) = @_;
+    my ($rows, $others) = rows_of($config, 'sessions', $host);
+    my $mounted = mounted_directories();
+    my (@packed, @ageless, @paths, @signatures);
+    for my $row (@$rows) {
+        my @column = map { defined $_ ? $_ : '' } @$row;
+        my ($session, $user, $status, $pid) = @column[0, 1, 3, 9];
+        my $state = '';
+        if ($status eq 'R') {
+            ($state, my $path, my $signature) = agent_state($session, $user, $mounted);
+            if ($path ne '') { push @paths, $path; push @signatures, $signature }
+        }
+        push @column, $status eq 'F' ? '' : foreign_agent($pid, $session, $user), $state;
+        push @packed, packed_record(@column);
+        next unless $comparable;
+        $column[15] = '';
+        push @ageless, packed_record(@column);
+    }
+    my @safe = map { [ $_->[0], $_->[1] ] } $comparable ? @$rows : ();
+    return {
+        packed => \@packed, ageless => join('', @ageless), others => $others,
+        paths  => \@paths,  signatures => \@signatures, names => \@safe,
+    };
+}
+
+sub counts {
+    my ($found, $host) = @_;
+    my @others = grep { $_->[0] ne $host } @{ $found->{others} };
+    my $count  = 0;
+    $count += $_->[1] for @others;
+    my $shown = join ',', map { my $name = substr $_->[0], 0, 64; $name =~ s/[^!-+.-~]/?/g; $name } splice @others, 0, 200;
+    return (records => scalar @{ $found->{packed} }, others => $count, other_hosts => $shown);
+}
+
+sub section_sessions {
+    my ($token, $listing) = @_;
+    my $host   = host_name();
+    my $config = configuration();
+    my @facts  = (backend => $config->{backend}, host => $host, fields => $config->{fields});
+    my $before = $known{$token};
+    my $base   = $config->{backend} eq 'sqlite' ? base_signature() : join '|', $host, $config_signature;
+    my $same   = $before && $base eq $before->{base};
+    if ($same && $config->{backend} eq 'sqlite' && states_are($before)) {
+        $looked_at = $before;
+        return (\@facts, [], '', words(status => 'same', signature => $token));
+    }
+    my @command = $listing eq 'command' ? listed_by_command($config, $host) : ();
+    my $found   = @command ? $command[0] : session_records($config, $host, $config->{backend} ne 'sqlite');
+    if ($same && $config->{backend} ne 'sqlite' && $found->{ageless} eq $before->{ageless}) {
+        return (\@facts, [], '', words(status => 'same', signature => $token));
+    }
+    my $new = remember(
+        base => $base, paths => $found->{paths}, signatures => $found->{signatures},
+        ageless => $config->{backend} eq 'sqlite' ? '' : $found->{ageless},
+    );
+    my ($lines, @source) = ('', source => 'records');
+    if (@command > 1) {
+        $lines  = $command[2];
+        @source = (source => 'command', exit => $command[1], stderr => $command[3]);
+    }
+    return (\@facts, $found->{packed}, $lines, words(status => 'ok', counts($found, $host), @source, signature => $new));
+}
+
+# Whether x2golistsessions_root may be run: it hands session names and users of rows to a shell as root.
+sub is_safe {
+    my ($rows) = @_;
+    for my $row (@$rows) {
+        my ($session, $user) = map { defined $_ ? $_ : '' } @$row[0, 1];
+        return 0 unless $session =~ /\A[\w.@+][\w.@+-]*\z/ && $user =~ /\A[\w.@+][\w.@+-]*\z/;
+    }
+    return 1;
+}
+
+# The records, and exit status, stdout and stderr of X2Go's listing where it may be run: between two equal readings.
+sub listed_by_command {
+    my ($config, $host) = @_;
+    my $before = session_records($config, $host, 1);
+    for my $try (1 .. 3) {
+        return ($before) unless is_safe($before->{names});
+        my @output = captured(command_seconds(), undef, 'x2golistsessions_root');
+        my $after = session_records($config, $host, 1);
+        return ($after, @output) if $before->{ageless} eq $after->{ageless};
+        $before = $after;
+    }
+    failed('busy', 'the session database changed at each of three listings');
+}
+
+sub section_mounts {
+    my $host   = host_name();
+    my $config = configuration();
+    my ($rows) = rows_of($config, 'mounts', $host);
+    my @packed = map { packed_record(map { defined $_ ? $_ : '' } @$_) } @$rows;
+    return ([backend => $config->{backend}, host => $host], \@packed, '', words(status => 'ok', records => scalar @packed));
+}
+
+sub section_reference {
+    my $host   = host_name();
+    my $config = configuration();
+    my $before = session_records($config, $host, 1);
+    for my $try (1 .. 3) {
+        my ($status, $stdout, $stderr) = captured(command_seconds(), undef, 'perl', '-MX2Go::Server::DB', '-e', $REFERENCE, $host);
+        my $after = session_records($config, $host, 1);
+        if ($before->{ageless} eq $after->{ageless}) {
+            return ([backend => $config->{backend}, host => $host, fields => $config->{fields}], $after->{packed}, $stdout,
+                words(status => 'ok', counts($after, $host), exit => $status, stderr => $stderr));
+        }
+        $before = $after;
+    }
+    failed('busy', 'the session database changed at each of three readings');
+}
+
+# Whether what the last listing was made from has changed; of many state files a part at each look.
+sub has_changed {
+    return 0 unless $looked_at;
+    return 1 if base_signature() ne $looked_at->{base};
+    my $paths = $looked_at->{paths};
+    return 0 unless @$paths;
+    for (1 .. @$paths < STATES_PER_LOOK ? @$paths : STATES_PER_LOOK) {
+        my $index = $look_turn++ % @$paths;
+        return 1 if link_signature($paths->[$index]) ne $looked_at->{signatures}[$index];
+    }
+    return 0;
+}
+
+
+# --- the reader: its loop
+
+my %SECTION_OF_READER = (sessions => \&section_sessions, mounts => \&section_mounts, reference => \&section_reference);
+
+my $answer_until = 0;
+
+# How long a command of the reader may take: it is to be named before the reader is given up.
+sub command_seconds { return $answer_until - now() - 2 }
+
+# Answers a line "REQUEST KIND WATCH SECONDS ARGUMENT..." with the frames of a section.
+sub reader {
+    my ($in, $out) = @_;
+    my ($input, $watch) = ('', 0);
+    while (1) {
+        my $bits = '';
+        vec($bits, fileno $in, 1) = 1;
+        my $ready = select $bits, undef, undef, $watch ? LOOK_SECONDS : undef;
+        next if $ready < 0;
+        if (!$ready) {
+            # A look that fails is no change: the next poll says what is wrong.
+            if (eval { has_changed() }) { write_all($out, frame('N', 0, words(changed => 'sessions'))); $watch = 0 }
+            next;
+        }
+        POSIX::_exit(0) unless sysread $in, $input, 4096, length $input;
+        while ($input =~ s/\A([^\n]*)\n//) {
+            (my $request, my $kind, $watch, my $seconds, my @arguments) = split / /, $1;
+            $answer_until = now() + $seconds;
+            my @parts = eval { $SECTION_OF_READER{$kind}->(@arguments) };
+            my $sent  = write_section($out, $request, $kind, @parts ? @parts : ([], [], '', error_words($@)));
+            # Perl keeps memory that it had once: after a long answer a new reader begins small.
+            POSIX::_exit(0) if $sent > RECYCLE_ANSWER_BYTES;
+        }
+    }
+}
+
+# Writes the frames of a section, none of which splits a record; returns the bytes of its data.
+sub write_section {
+    my ($out, $request, $kind, $facts, $records, $lines, $end) = @_;
+    my $buffer = frame('B', $request, words(kind => $kind, @$facts));
+    my ($payload, $sent) = ('', 0);
+    for my $record (@$records, undef) {
+        if (!defined $record || length($payload) + length($record) > FRAME_BYTES) {
+            $buffer .= frame('D', $request, $payload) if length $payload;
+            $sent += length $payload;
+            write_all($out, $buffer) if length $buffer;
+            $buffer = $payload = '';
+        }
+        $payload .= $record if defined $record;
+    }
+    write_all($out, data_frames('L', $request, $lines) . frame('E', $request, $end));
+    return $sent + length $lines;
+}
+
+# --- the conversation with the worker
+
+my $input = '';
+my %reader;
+my @hung;
+my $section_begun = 0;
+
+sub finish {
+    kill KILL => $reader{pid} if $reader{pid};
+    POSIX::_exit(0);
+}
+
+sub read_input {
+    my $count = sysread STDIN, $input, 65_536, length $input;
+    return if !defined $count && ($! == EINTR || $! == EAGAIN);
+    finish() if !$count || length $input > 2 * MAX_TEXT_BYTES;
+    return;
+}
+
+sub lose_reader {
+    kill KILL => $reader{pid};
+    # A process that hangs in the kernel ends when it can; it is not waited for.
+    push @hung, $reader{pid} unless waitpid $reader{pid}, WNOHANG;
+    %reader = ();
+    return;
+}
+
+sub start_reader {
+    @hung = grep { !waitpid $_, WNOHANG } @hung;
+    failed('hung', scalar(@hung) . ' readings of the session database hang and cannot be ended') if @hung >= MAX_HUNG_READERS;
+    my $driver = eval { configuration()->{backend} eq 'postgres' } ? 'DBD/Pg.pm' : 'DBD/SQLite.pm';
+    # Loaded here, once: a new reader then starts within a millisecond, and shares the memory.
+    eval { require DBI; require $driver };
+    pipe my $request_read, my $request_write or failed('internal', "pipe: $!");
+    pipe my $answer_read,  my $answer_write  or failed('internal', "pipe: $!");
+    my $pid = fork;
+    failed('internal', "fork: $!") unless defined $pid;
+    if (!$pid) {
+        $SIG{$_} = 'DEFAULT' for qw(TERM HUP INT ALRM PIPE);
+        open STDIN,  '<', '/dev/null';
+        open STDOUT, '>', '/dev/null';
+        close $request_write;
+        close $answer_read;
+        $epoch = sprintf '%x.%x', time, $$;
+        eval { reader($request_read, $answer_write) };
+        POSIX::_exit(1);
+    }
+    %reader = (pid => $pid, in => $request_write, out => $answer_read, buffer => '');
+    return;
+}
+
+# Returns the next frame of the reader, its type and the whole of it; END where the reader ended, nothing where $until
+# passed.
+sub reader_frame {
+    my ($until) = @_;
+    while (1) {
+        if (length $reader{buffer} >= HEADER_BYTES) {
+            my ($type, $length) = (substr($reader{buffer}, 0, 1), hex substr $reader{buffer}, 9, 8);
+            if (length $reader{buffer} >= HEADER_BYTES + $length) {
+                return ($type, substr $reader{buffer}, 0, HEADER_BYTES + $length, '');
+            }
+        }
+        my $left = $until - now();
+        return if $left <= 0;
+        my $bits = '';
+        vec($bits, fileno $_, 1) = 1 for \*STDIN, $reader{out};
+        next if select($bits, undef, undef, $left) < 0;
+        read_input() if vec $bits, fileno STDIN, 1;
+        next unless vec $bits, fileno $reader{out}, 1;
+        my $count = sysread $reader{out}, $reader{buffer}, 2 * FRAME_BYTES, length $reader{buffer};
+        next if !defined $count && $! == EINTR;
+        if (!$count) { lose_reader(); return ('END', '') }
+    }
+}
+
+# Passes the frames of a section that the reader answers on to the worker.
+sub from_reader {
+    my ($request, $kind, $watch, $until, @arguments) = @_;
+    my $line = join(' ', $request, $kind, $watch, $until - now(), @arguments) . "\n";
+    for my $try (1, 2) {
+        start_reader() unless $reader{pid} && !waitpid $reader{pid}, WNOHANG;
+        {
+            local $SIG{PIPE} = 'IGNORE';
+            syswrite $reader{in}, $line;
+        }
+        my $frames = 0;
+        while (my ($type, $frame) = reader_frame($until)) {
+            if ($type eq 'END') { $type = ''; last }
+            next if $type eq 'N';
+            $section_begun = 1 if $type eq 'B';
+            $frames++;
+            write_all(\*STDOUT, $frame);
+            return if $type eq 'E';
+        }
+        if ($reader{pid}) {
+            lose_reader();
+            failed('timeout', 'the session database did not answer in time');
+        }
+        # A reader that was just ending after a long answer is no failure.
+        failed('internal', 'the reading of the session database ended early') if $frames || $try == 2;
+    }
+}
+
+# --- sections that this process answers
+
+my ($cpus, $cpu_mhz);
+
+# The clock that a processor's name gives, as x2gobroker's agent takes it ("CPU E5-2670 @ 2.60GHz"), else the present one.
+sub read_processors {
+    open my $file, '<', '/proc/cpuinfo' or return;
+    my ($named, $present) = ('', 0);
+    while (my $line = <$file>) {
+        $cpus++ if $line =~ /^processor/;
+        $named   = substr "$1${2}000", 0, length($1) + 3 if $line =~ /^model name.*CPU.*@ ([0-9]+)\.*([0-9]*)/;
+        $present = $1 if $line =~ /^cpu MHz[^:]*: *([0-9.]+)/ && $1 > $present;
+    }
+    $cpu_mhz = $named || $present || 1000;
+    return;
+}
+
+sub load_text {
+    read_processors() unless defined $cpu_mhz;
+    my ($load, %memory) = ('');
+    if (open my $file, '<', '/proc/loadavg') { $load = join ' ', (split ' ', <$file>)[0 .. 2] }
+    if (open my $file, '<', '/proc/meminfo') {
+        while (my $line = <$file>) { $memory{$1} = $2 if $line =~ /^(MemTotal|MemAvailable):\s*(\d+)/ }
+    }
+    $memory{$_} = '' for grep { !defined $memory{$_} } qw(MemTotal MemAvailable);
+    return "loadavg $load\nmemtotal_kb $memory{MemTotal}\nmemavailable_kb $memory{MemAvailable}\n"
+        . 'cpus ' . ($cpus || 1) . "\ncpu_mhz $cpu_mhz\n";
+}
+
+my $lists_shadows;
+
+sub user_sessions {
+    my ($left) = @_;
+    my ($status, $stdout, $stderr) = captured($left->(), \&read_input, 'x2golistsessions');
+    if (!$status && !defined $lists_shadows) {
+        my ($feature, $answer) = captured($left->(), \&read_input, 'x2gofeature', 'X2GO_LIST_SHADOWSESSIONS');
+        $lists_shadows = !$feature && $answer =~ /\Aok/;
+    }
+    if (!$status && $lists_shadows) {
+        ($status, my $shadows, $stderr) = captured($left->(), \&read_input, 'x2golistshadowsessions');
+        $stdout .= $shadows;
+    }
+    return ($status, $stdout, $stderr);
+}
+
+sub user_mounts {
+    my ($left) = @_;
+    my ($status, $sessions, $stderr) = captured($left->(), \&read_input, 'x2golistsessions');
+    return ($status, '', $stderr) if $status;
+    my $text = '';
+    for my $line (split /\n/, $sessions) {
+        next unless $line =~ /\S/;
+        my $session = (split /\|/, $line, -1)[1];
+        failed('command', 'x2golistsessions printed no session but: ' . $line) unless defined $session;
+        next unless $session =~ /\A[\w.@+][\w.@+-]*\z/;
+        ($status, my $mounts, $stderr) = captured($left->(), \&read_input, 'x2golistmounts', $session);
+        return ($status, '', $stderr) if $status;
+        $text .= join '', map { "$session|$_\n" } grep { /\S/ } split /\n/, $mounts;
+    }
+    return (0, $text, '');
+}
+
+sub desktops {
+    my ($left, $user) = @_;
+    return captured($left->(), \&read_input, 'x2golistdesktops') unless defined $user;
+    return captured($left->(), \&read_input, 'su', '-s', '/bin/sh', '-c', $DESKTOPS, '--', $user);
+}
+
+sub own_section {
+    my ($request, $section, $left) = @_;
+    my $kind = $section->{section};
+    return data_frames('D', $request, load_text()) . frame('E', $request, words(status => 'ok')) if $kind eq 'load';
+    my ($status, $stdout, $stderr) =
+          $kind eq 'desktops' ? desktops($left, $section->{user})
+        : $kind eq 'sessions' ? user_sessions($left)
+        :                       user_mounts($left);
+    return data_frames('D', $request, $stdout) . frame('E', $request, words(status => 'ok', exit => $status, stderr => $stderr));
+}
+
+my %ALLOWED = (
+    load     => [],
+    sessions => [qw(signature listing)],
+    mounts   => [],
+    desktops => [qw(user)],
+    reference => [],
+);
+
+# The parsed request, or what is wrong with it.
+sub parsed_request {
+    my ($payload) = @_;
+    my ($first, @lines) = split /\n/, $payload;
+    my $head = parsed_words(defined $first ? $first : '') or return 'the first line is not one of words';
+    return 'scope is not server or user' unless defined $head->{scope} && $head->{scope} =~ /\A(?:server|user)\z/;
+    return 'seconds is not a number from 1 to 600'
+        unless defined $head->{seconds} && $head->{seconds} =~ /\A[1-9][0-9]{0,2}\z/ && $head->{seconds} <= 600;
+    my @sections;
+    for my $line (@lines) {
+        my $section = parsed_words($line) or return 'a section is not a line of words';
+        my $allowed = $ALLOWED{ defined $section->{section} ? $section->{section} : '' } or return 'unknown section';
+        my %known   = map { $_ => 1 } 'section', @$allowed;
+        return 'unknown word of a section' if grep { !$known{$_} } keys %$section;
+        return 'in scope user there are no desktops of others and no reference'
+            if $head->{scope} eq 'user' && (defined $section->{user} || $section->{section} eq 'reference');
+        return 'a user name is empty or has a NUL' if defined $section->{user} && $section->{user} !~ /\A[^\0]+\z/;
+        $section->{signature} = '-'       unless defined $section->{signature};
+        $section->{listing}   = 'records' unless defined $section->{listing};
+        return 'signature or listing is malformed'
+            unless $section->{signature} =~ /\A[0-9a-z.-]{1,64}\z/ && $section->{listing} =~ /\A(?:records|command)\z/;
+        push @sections, $section;
+    }
+    return ($head, @sections);
+}
+
+sub answer {
+    my ($request, $payload) = @_;
+    my ($head, @sections) = parsed_request($payload);
+    return write_all(\*STDOUT, frame('X', $request, words(error => 'request', text => $head))) unless ref $head;
+    my $until = now() + $head->{seconds};
+    my $left  = sub { my $seconds = $until - now(); failed('timeout', 'no time was left') if $seconds <= 0; $seconds };
+    for my $section (@sections) {
+        my $kind      = $section->{section};
+        my $by_reader = $head->{scope} eq 'server' && $kind ne 'load' && $kind ne 'desktops';
+        $section_begun = 0;
+        my $done      = eval {
+            failed('not_root', "uid $> is not root") if $by_reader && $>;
+            $left->() unless $kind eq 'load';
+            if ($by_reader) {
+                from_reader($request, $kind, $head->{watch} ? 1 : 0, $until, @$section{ @{ $ALLOWED{$kind} } });
+            } else {
+                write_all(\*STDOUT, frame('B', $request, words(kind => $kind)) . own_section($request, $section, $left));
+            }
+            1;
+        };
+        next if $done;
+        # A section that fails after it began ends with the error: what came of it before is void.
+        my $begin = $section_begun ? '' : frame('B', $request, words(kind => $kind));
+        write_all(\*STDOUT, $begin . frame('E', $request, error_words($@)));
+    }
+    return write_all(\*STDOUT, frame('Z', $request, words(uid => $>, host => host_name())));
+}
+
+# Waits for the next frame of the worker, and passes a notice of the reader on meanwhile.
+sub next_frame {
+    while (1) {
+        if (length $input >= HEADER_BYTES) {
+            my ($type, $request, $length) = $input =~ /\A([A-Z])([0-9a-f]{8})([0-9a-f]{8})/;
+            my $most = defined $type && $type eq 'S' ? MAX_TEXT_BYTES : MAX_REQUEST_BYTES;
+            if (!defined $type || hex $length > $most) {
+                write_all(\*STDOUT, frame('X', 0, words(error => 'request', text => 'not a frame, or too long')));
+                finish();
+            }
+            if (length $input >= HEADER_BYTES + hex $length) {
+                my $payload = substr $input, HEADER_BYTES, hex $length;
+                substr($input, 0, HEADER_BYTES + hex $length) = '';
+                return ($type, hex $request, $payload);
+            }
+        }
+        my $bits = '';
+        vec($bits, fileno $_, 1) = 1 for \*STDIN, $reader{out} ? $reader{out} : ();
+        next if select($bits, undef, undef, undef) < 0;
+        read_input() if vec $bits, fileno STDIN, 1;
+        next unless $reader{out} && vec $bits, fileno $reader{out}, 1;
+        my $count = sysread $reader{out}, $reader{buffer}, 65_536, length $reader{buffer};
+        if (!$count) { lose_reader() if defined $count; next }
+        while (my ($type, $notice) = eval { reader_frame(now() + 0.2) }) {
+            write_all(\*STDOUT, $notice) if $type eq 'N';
+            last unless $type ne 'END' && $reader{out} && length $reader{buffer} >= HEADER_BYTES;
+        }
+    }
+}
+
+sub main {
+    binmode STDIN;
+    binmode STDOUT;
+    my $user = getpwuid $>;
+    %ENV = (
+        PATH   => '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+        LC_ALL => 'C',
+        HOME   => (getpwuid $>)[7] || '/',
+        USER   => defined $user ? $user : "$>",
+    );
+    umask 077;
+    chdir '/';
+    $SIG{__WARN__} = sub { };
+    $SIG{$_} = \&finish for qw(ALRM TERM HUP INT);
+    alarm LIFE_SECONDS;
+    # The empty line: a login shell may have printed something without a newline at its end.
+    write_all(\*STDOUT, "\nx2gofleet-probe " . PROTOCOL . ' ' . words(uid => $>, user => $ENV{USER}, host => host_name()) . "\n");
+    open STDERR, '>', '/dev/null';
+    while (my ($type, $request, $payload) = next_frame()) {
+        # The text of the probe, sent to one that is installed, is passed over.
+        next if $type eq 'S';
+        if ($type eq 'Q') { answer($request, $payload) }
+        else              { write_all(\*STDOUT, frame('X', $request, words(error => 'request', text => 'unknown frame'))) }
+    }
+    return;
+}
+
+main();
