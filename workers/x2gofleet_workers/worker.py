@@ -21,7 +21,7 @@ from x2gofleet.kinds import Kind
 from x2gofleet.store import Member, Publication, Store
 from x2gofleet_workers.hints import HintTeller
 from x2gofleet_workers.inventory import Fleet, InventoryFile
-from x2gofleet_workers.metrics import NO_METRICS, LaneName, Metrics, Pulse, Standing
+from x2gofleet_workers.metrics import NO_METRICS, LaneName, Metrics, Pulse, StaleReason, Standing
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling import TargetPoller, quick_kinds, slow_kinds
 from x2gofleet_workers.polling.connecting import Connecting
@@ -163,16 +163,24 @@ class Worker:
         """Return how the worker stands now."""
         pollers = self.pollers.values()
         oldest: dict[Kind, float] = {}
+        stale: Counter[tuple[Kind, StaleReason]] = Counter()
         for poller in pollers:
             for kind, seconds in poller.ages().items():
                 oldest[kind] = max(seconds, oldest.get(kind, 0.0))
+            stale.update(poller.stale().items())
         return Standing(
-            Counter(poller.condition for poller in pollers),
-            oldest,
-            self.schedule.missed,
-            self.schedule.overlapped,
-            self.schedule.clock_steps,
-            _digest(self._inventory.published.version),
+            conditions=Counter(poller.condition for poller in pollers),
+            oldest_seconds=oldest,
+            stale=stale,
+            missed_runs=self.schedule.missed,
+            overlapping_runs=self.schedule.overlapped,
+            clock_steps=self.schedule.clock_steps,
+            inventory=_digest(self._inventory.published.version),
+            inventory_targets=len(self._shared_targets()),
+            inventory_refused=bool(self._inventory.error),
+            inventory_outdated=bool(self._outdated()),
+            redis_up=self.ownership.redis_up,
+            checks={"live": not self.live_problem(), "ready": not self.ready_problem()},
         )
 
     def live_problem(self) -> str:
@@ -196,6 +204,11 @@ class Worker:
             return f"{len(faults)} of {len(pollers)} owned targets can't be polled: {faults[0]}"
         untried = sum(not poller.tried for poller in pollers)
         return f"{untried} of {len(pollers)} owned targets were not tried yet" if untried else ""
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what an operator must know of although the worker does its part."""
+        error = self._inventory.error
+        return (f"the inventory file is refused, the previous inventory stays in force: {error}",) if error else ()
 
     def _watch(self) -> None:
         """Follow the inventory file, keep it published, and follow steps of the machine's clock."""

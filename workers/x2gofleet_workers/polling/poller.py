@@ -11,7 +11,7 @@ from x2gofleet.kinds import Kind
 from x2gofleet.store import Outcome, Store
 from x2gofleet_workers.hints import NO_HINTS, Hints
 from x2gofleet_workers.inventory import Target, polled_kinds
-from x2gofleet_workers.metrics import NO_METRICS, Condition, Metrics
+from x2gofleet_workers.metrics import NO_METRICS, Condition, Metrics, StaleReason
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling.backoff import Backoff
 from x2gofleet_workers.polling.connection import Connector, TargetConnection
@@ -95,6 +95,16 @@ class TargetPoller:
         now, good_at = self._context.monotonic(), self._context.progress.good_at
         own = (kind for kind in polled_kinds(self.target) if not is_of_users(self.target, kind))
         return {kind: now - good_at.get(kind, self._since) for kind in own}
+
+    def stale(self) -> dict[Kind, StaleReason]:
+        """Return the kinds without a good answer for longer than their ttl, and why: readers get none of them."""
+        ttls = self.target.ttls
+        return {kind: self._stale_reason(kind) for kind, seconds in self.ages().items() if seconds > ttls[kind]}
+
+    def _stale_reason(self, kind: Kind) -> StaleReason:
+        if self.condition == "backing_off":
+            return "down"
+        return "failing" if self.retry_at(kind) is not None else "late"
 
     def may_try(self) -> bool:
         """Whether the back-off after a failure is over."""

@@ -76,7 +76,7 @@ class ProbeAnswers:
         if scope == b"user" and any(section.startswith(b"desktops=") for section in sections):
             return self._error(line, b"desktops of another user in user scope")
         is_empty = fault is not None and fault.kind is FaultKind.EMPTY
-        parts = [self._section(boundary, section, scope == b"server", is_empty) for section in sections]
+        parts = [self._section(boundary, section, scope == b"server", fault) for section in sections]
         parts.append(boundary + (self._done_line(self._shown_login(fault)) if is_empty else self._done))
         return b"".join(parts)
 
@@ -92,7 +92,8 @@ class ProbeAnswers:
         found = _BOUNDARY.match(line)
         return (found.group(1) if found else b"-") + b" error " + text + b"\n"
 
-    def _section(self, boundary: bytes, section: bytes, in_server_scope: bool, is_empty: bool) -> bytes:
+    def _section(self, boundary: bytes, section: bytes, in_server_scope: bool, fault: Fault | None) -> bytes:
+        is_empty = fault is not None and fault.kind is FaultKind.EMPTY
         name, _, value = section.partition(b"=")
         if name == b"load":
             return _frame(boundary, b"load", self._model.load_stdout(self._clock()))
@@ -102,7 +103,8 @@ class ProbeAnswers:
             stdout = self._model.desktops(username) if is_allowed and not is_empty else b""
             return _frame(boundary, b"desktops", stdout, status=0 if is_allowed else 1)
         if name == b"mounts":
-            return self._mounts(boundary, in_server_scope, is_empty)
+            is_unreadable = fault is not None and fault.kind is FaultKind.MOUNTS
+            return self._mounts(boundary, in_server_scope, is_empty, is_unreadable)
         if in_server_scope:
             return self._server_sessions(boundary, value, is_empty)
         self._counters.full_listings += 1
@@ -112,14 +114,16 @@ class ProbeAnswers:
         username, now = self._login.username, self._clock()
         return self._model.user_listing(username, now) + self._model.shadow_listing(username, now)
 
-    def _mounts(self, boundary: bytes, in_server_scope: bool, is_empty: bool) -> bytes:
+    def _mounts(self, boundary: bytes, in_server_scope: bool, is_empty: bool, is_unreadable: bool) -> bytes:
+        if is_unreadable and not in_server_scope:
+            return _frame(boundary, b"mounts backend=sqlite", b"", status=1)
         if not in_server_scope:
             mounts = () if is_empty else self._model.mounts(username=self._login.username)
             stdout = "".join("|".join(mount) + "\n" for mount in mounts)
             return _frame(boundary, b"mounts backend=sqlite", stdout.encode())
         if is_empty:
             return _frame(boundary, b"mounts backend=sqlite", b"")
-        if not self._login.is_root:
+        if is_unreadable or not self._login.is_root:
             return _frame(boundary, b"mounts backend=sqlite", boundary + b" recerr " + _UNREADABLE + b"\n")
         lines = [
             boundary + b" mnt " + "|".join(column.encode().hex() for column in mount).encode() + b"\n"

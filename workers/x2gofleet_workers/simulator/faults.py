@@ -22,6 +22,8 @@ class FaultKind(StrEnum):
     """Speaks HTTP where the SSH banner belongs."""
     EMPTY = "empty"
     """Lists nothing with exit status 0, as a login without the right does; a root login answers as nobody."""
+    MOUNTS = "mounts"
+    """Cannot read what is mounted; sessions and load are answered."""
     DEAD = "dead"
     """Refuses TCP connections; existing ones break."""
     SLOW = "slow"

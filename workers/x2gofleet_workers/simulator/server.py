@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from x2gofleet.extras import how_to_install
 from x2gofleet_workers.simulator.answers import ProbeAnswers
 from x2gofleet_workers.simulator.commands import PROBE_WORD, Output, probe_login, run_command
 from x2gofleet_workers.simulator.counters import Counters
@@ -19,7 +20,7 @@ from x2gofleet_workers.simulator.users import Login
 try:
     import asyncssh
 except ImportError as exc:
-    raise ImportError('the simulator needs asyncssh: pip install "x2gofleet[demo]"') from exc
+    raise ImportError(f"the simulator needs asyncssh: {how_to_install('demo')}") from exc
 
 _MAX_LINE_BYTES = 8192
 _TURNS = 5
