@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
 import signal
 import socket
 import stat
@@ -18,16 +17,37 @@ from pathlib import Path
 
 import paramiko
 import pytest
+from x2gofleet_workers.probe.delivery import first_input, start_command
+from x2gofleet_workers.probe.frames import FROM_PROBE, FrameDecoder, encode_frame
+from x2gofleet_workers.probe.proof import prove_sessions
+from x2gofleet_workers.probe.protocol import (
+    AnswerDecoder,
+    Hello,
+    HelloDecoder,
+    Listing,
+    Record,
+    Request,
+    Scope,
+    Section,
+    SectionKind,
+    SectionRequest,
+)
+from x2gofleet_workers.probe.reference import Agreement, compare_with_reference
 from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running_simulation
 
+from x2gofleet.errors import NotProven
 from x2gofleet.extras import how_to_install
 
 TIMEOUT_SECONDS = 20
 SHORT_SECONDS = 0.3
-PLAIN = "exec sh -c 'the text of the probe' x2gofleet-probe"
-SUDO = "exec sudo -n sh -c 'the text of the probe' x2gofleet-probe"
-WRAPPER = "x2gofleet-probe"
-RECORD_ORDER = (1, 11, 3, 4, 2, 5, 10, 6, 7, 0, 8, 9, 13, 14, 15)
+PLAIN = start_command("auto", as_root=False)
+SUDO = start_command("auto", as_root=True)
+WRAPPER = start_command("wrapper", as_root=True)
+TEXT = encode_frame("S", 0, b"the text of the probe")
+
+LOAD = SectionRequest(SectionKind.LOAD)
+SESSIONS = SectionRequest(SectionKind.SESSIONS)
+MOUNTS = SectionRequest(SectionKind.MOUNTS)
 
 Login = Callable[..., paramiko.SSHClient]
 
@@ -39,108 +59,63 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
-class Section:
-    def __init__(self, name: str, attributes: dict[str, str], body: bytes, status: int | None) -> None:
-        self.name, self.attributes, self.body, self.status = name, attributes, body, status
-
-    @property
-    def is_same(self) -> bool:
-        return self.status is None
-
-    @property
-    def lines(self) -> list[str]:
-        return self.body.decode().splitlines()
-
-
-class Answer:
-    """A whole, well-formed answer; ValueError for any other bytes."""
-
-    def __init__(self, boundary: str, raw: bytes) -> None:
-        self.sections: dict[str, Section] = {}
-        mark, rest = boundary.encode() + b" ", raw
-        while True:
-            line, newline, rest = rest.partition(b"\n")
-            if not line.startswith(mark) or not newline:
-                raise ValueError(f"no mark: {line[:80]!r}")
-            words = line[len(mark) :].decode().split(" ")
-            if words[0] == "done":
-                if rest:
-                    raise ValueError("bytes after the end")
-                self.done = dict(word.split("=", 1) for word in words[1:])
-                self.done["uid"] = str(int(self.done["uid"]))
-                return
-            if len(words) < 2:
-                raise ValueError(f"no section: {line!r}")
-            attributes = dict(word.split("=", 1) for word in words[2:])
-            if words[0] == "same":
-                self.sections[words[1]] = Section(words[1], attributes, b"", None)
-                continue
-            body, end, rest = rest.partition(b"\n" + mark + b"end " + words[1].encode() + b" ")
-            status, newline, rest = rest.partition(b"\n")
-            if words[0] != "begin" or not end or not newline:
-                raise ValueError(f"no frame: {line!r}")
-            self.sections[words[1]] = Section(words[1], attributes, body, int(status))
-
-    @property
-    def sessions(self) -> Section:
-        return self.sections["sessions"]
-
-
-class Listing:
-    """The parts of a full sessions section in server scope."""
-
-    def __init__(self, boundary: str, body: bytes) -> None:
-        mark = boundary.encode()
-        opening = mark + b" records before\n"
-        assert body.startswith(opening)
-        before, _, rest = body[len(opening) :].partition(mark + b" listing\n")
-        self.stdout, _, rest = rest.partition(b"\n" + mark + b" listed ")
-        status, _, after = rest.partition(b"\n" + mark + b" records after\n")
-        self.status = int(status)
-        self.rows = [row.split("|") for row in self.stdout.decode().splitlines()]
-        self.records, self.records_after = self._records(mark, before), self._records(mark, after)
-
-    @staticmethod
-    def _records(mark: bytes, block: bytes) -> list[list[str]]:
-        records = []
-        for line in block.splitlines():
-            assert line.startswith(mark + b" rec ")
-            records.append([bytes.fromhex(column).decode() for column in line.decode().split(" ")[2].split("|")])
-        return records
-
-
 class Probe:
     """The worker's end of one probe channel."""
 
-    def __init__(self, client: paramiko.SSHClient, command: str = PLAIN) -> None:
+    def __init__(self, client: paramiko.SSHClient, command: str = PLAIN, *, first_input: bytes = TEXT) -> None:
         transport = client.get_transport()
         assert transport is not None
         self.channel = transport.open_session(timeout=TIMEOUT_SECONDS)
         self.channel.settimeout(TIMEOUT_SECONDS)
         self.channel.exec_command(command)
-        self.reader = self.channel.makefile("rb")
-        self.hello = self.reader.readline().decode()
-        self.boundary = ""
+        self.channel.sendall(first_input)
+        greeting = HelloDecoder()
+        hello = None
+        while hello is None:
+            data = self.channel.recv(65536)
+            assert data, "the channel ended before the hello"
+            hello = greeting.feed(data)
+        assert greeting.rest == b""
+        self.hello = hello
+        self.decoder: AnswerDecoder | None = None
 
-    def send(self, sections: str, *, scope: str = "server") -> None:
-        self.boundary = secrets.token_hex(16)
-        self.channel.sendall(f"poll {self.boundary} {scope} 5 {sections}\n".encode())
+    def send(self, *sections: SectionRequest, scope: Scope = Scope.SERVER, watch: bool = False) -> AnswerDecoder:
+        decoder = self.decoder = AnswerDecoder(Request(scope, sections, 5, watch), after=self.decoder)
+        self.channel.sendall(decoder.request_frame())
+        return decoder
 
-    def receive(self) -> Answer:
-        raw, line, last = b"", b"", f"{self.boundary} done ".encode()
-        while not line.startswith(last):
-            line = self.reader.readline()
-            assert line, f"the channel ended after {raw!r}"
-            raw += line
-        return Answer(self.boundary, raw)
+    def receive(self) -> list[Section]:
+        assert self.decoder is not None
+        sections: list[Section] = []
+        while not self.decoder.done:
+            data = self.channel.recv(65536)
+            assert data, f"the channel ended after {sections}"
+            sections += self.decoder.feed(data)
+        return sections
 
-    def poll(self, sections: str, *, scope: str = "server") -> Answer:
-        self.send(sections, scope=scope)
+    def poll(self, *sections: SectionRequest, scope: Scope = Scope.SERVER, watch: bool = False) -> list[Section]:
+        self.send(*sections, scope=scope, watch=watch)
         return self.receive()
 
-    def listing(self) -> Listing:
-        answer = self.poll("sessions=-")
-        return Listing(self.boundary, answer.sessions.body)
+    def notices(self) -> int:
+        """Return how many notices have come since the last answer, at once where there is none yet."""
+        assert self.decoder is not None
+        while self.channel.recv_ready():
+            assert list(self.decoder.feed(self.channel.recv(65536))) == []
+        return len(self.decoder.notices)
+
+    @property
+    def end(self) -> tuple[int, str]:
+        """The user id and host name at the end of the last answer."""
+        assert self.decoder is not None
+        return self.decoder.uid, self.decoder.host
+
+    def listing(self, signature: str = "-") -> Section:
+        (section,) = self.poll(SectionRequest(SectionKind.SESSIONS, signature))
+        return section
+
+    def records(self) -> dict[str, Record]:
+        return {record.session.decode(): record for record in self.listing().records}
 
     def stays_silent(self) -> bool:
         self.channel.settimeout(SHORT_SECONDS)
@@ -224,77 +199,145 @@ def test_the_hello_says_as_whom_the_probe_runs(
     server: ServerHandle, login: Login, username: str, command: str, uid: int, user: str
 ) -> None:
     probe = Probe(login(server, username), command)
-    assert probe.hello == f"x2gofleet-probe 1 uid={uid} user={user} host=ts01\n"
-    assert probe.poll("load").done == {"uid": str(uid), "host": "ts01"}
+    assert probe.hello == Hello(uid, user, "ts01")
+    (load,) = probe.poll(LOAD)
+    assert load.status == "ok"
+    assert probe.end == (uid, "ts01")
 
 
 def test_sudo_is_refused_to_others(server: ServerHandle, login: Login) -> None:
     assert run(login(server, "alice"), SUDO) == (b"", b"sudo: a password is required\n", 1)
 
 
-def test_a_full_listing_has_rows_and_the_same_records_before_and_after(server: ServerHandle, login: Login) -> None:
+def test_the_probe_itself_is_accepted_as_the_worker_sends_it(server: ServerHandle, login: Login) -> None:
+    for command, kind in ((PLAIN, "auto"), (WRAPPER, "wrapper")):
+        probe = Probe(login(server), command, first_input=first_input(kind))
+        assert probe.poll(LOAD)[0].status == "ok"
+
+
+def test_a_loader_greets_when_it_has_its_text_and_an_installed_probe_at_once(
+    server: ServerHandle, login: Login
+) -> None:
+    client = login(server)
+    transport = client.get_transport()
+    assert transport is not None
+    loader = transport.open_session(timeout=TIMEOUT_SECONDS)
+    loader.exec_command(PLAIN)
+    installed = Probe(client, WRAPPER, first_input=b"")
+    assert installed.poll(LOAD)[0].status == "ok"
+    assert not loader.recv_ready()
+    loader.sendall(TEXT[:-1])
+    assert installed.poll(LOAD)[0].status == "ok"
+    assert not loader.recv_ready()
+    loader.sendall(TEXT[-1:])
+    assert loader.recv(64).startswith(b"\nx2gofleet-probe 2 uid=0")
+
+
+def test_a_loader_takes_what_comes_first_for_its_text(server: ServerHandle, login: Login) -> None:
+    transport = login(server).get_transport()
+    assert transport is not None
+    channel = transport.open_session(timeout=TIMEOUT_SECONDS)
+    channel.settimeout(TIMEOUT_SECONDS)
+    channel.exec_command(PLAIN)
+    channel.sendall(AnswerDecoder(Request(Scope.SERVER, (LOAD,), 5)).request_frame())
+    assert (channel.recv(1), channel.recv_stderr(6)) == (b"", b"syntax")
+    assert channel.recv_exit_status() == 255
+
+
+def test_a_full_listing_has_the_record_of_each_session(server: ServerHandle, login: Login) -> None:
     starting = server.start_session("john_doe", "DKDE")
-    probe = Probe(login(server))
-    answer = probe.poll("sessions=-")
-    listing = Listing(probe.boundary, answer.sessions.body)
-    assert answer.sessions.attributes["backend"] == "sqlite"
-    assert answer.sessions.attributes["sig"].isdigit()
-    assert [answer.sessions.status, listing.status] == [0, 0]
-    assert {row[1] for row in listing.rows} == {session.name for session in server.sessions}
-    assert starting in {row[1] for row in listing.rows}
-    assert {len(row) for row in listing.rows} == {16}
-    assert listing.records == [[row[index] for index in RECORD_ORDER] for row in listing.rows]
-    assert listing.records_after == listing.records
+    section = Probe(login(server)).listing()
+    assert (section.backend, section.host, section.source, section.fields) == ("sqlite", "ts01", "records", 16)
+    assert section.signature.isdigit()
+    assert {record.session.decode() for record in section.records} == {session.name for session in server.sessions}
+    (found,) = (record for record in section.records if record.session.decode() == starting)
+    assert (found.agent_pid, found.cookie, found.graphics_port) == (b"", b"", b"")
+    assert (section.stdout, section.lines, section.exit_status) == (b"", b"", None)
 
 
-def test_the_listing_is_what_x2golistsessions_root_prints(server: ServerHandle, login: Login) -> None:
+def test_the_rows_of_the_records_are_what_x2golistsessions_root_prints(server: ServerHandle, login: Login) -> None:
     client = login(server)
     stdout, stderr, status = run(client, "x2golistsessions_root")
     assert (stderr, status) == (b"", 0)
-    assert without_age(stdout) == without_age(Probe(client).listing().stdout)
+    probe = Probe(client)
+    proven = prove_sessions(probe.listing(), scope="server", login="root")
+    assert without_age(proven.stdout) == without_age(stdout)
+    (by_command,) = probe.poll(SectionRequest(SectionKind.SESSIONS, listing=Listing.COMMAND))
+    assert (by_command.source, by_command.exit_status) == ("command", 0)
+    assert without_age(by_command.lines) == without_age(stdout)
+    (reference,) = probe.poll(SectionRequest(SectionKind.REFERENCE))
+    assert compare_with_reference(reference).agreement is Agreement.EQUAL
 
 
 def test_an_unchanged_poll_is_answered_same_until_something_changes(server: ServerHandle, login: Login) -> None:
     probe = Probe(login(server))
-    unchanged = f"sessions={probe.poll('sessions=-').sessions.attributes['sig']}"
+    unchanged = probe.listing().signature
     for _ in range(3):
-        answer = probe.poll(unchanged)
-        assert answer.sessions.is_same
-        assert f"sessions={answer.sessions.attributes['sig']}" == unchanged
-        assert answer.done == {"uid": "0", "host": "ts01"}
+        answer = probe.listing(unchanged)
+        assert (answer.same, answer.signature) == (True, unchanged)
+        assert probe.end == (0, "ts01")
     name = server.start_session("alice", ready=True)
-    answer = probe.poll(unchanged)
-    assert not answer.sessions.is_same
-    assert name in {row[1] for row in Listing(probe.boundary, answer.sessions.body).rows}
-    assert f"sessions={answer.sessions.attributes['sig']}" != unchanged
-    assert not probe.poll(unchanged).sessions.is_same
+    answer = probe.listing(unchanged)
+    assert not answer.same
+    assert name in {record.session.decode() for record in answer.records}
+    assert answer.signature != unchanged
+    assert not probe.listing(unchanged).same
 
 
 def test_a_signature_of_another_channel_is_not_believed(server: ServerHandle, login: Login) -> None:
     client = login(server)
-    signature = Probe(client).poll("sessions=-").sessions.attributes["sig"]
-    assert not Probe(client).poll(f"sessions={signature}").sessions.is_same
+    signature = Probe(client).listing().signature
+    assert not Probe(client).listing(signature).same
+
+
+def test_a_notice_comes_once_for_each_request_that_wants_one(server: ServerHandle, login: Login) -> None:
+    probe, other = Probe(login(server)), Probe(login(server))
+    probe.poll(SESSIONS, watch=True)
+    other.poll(SESSIONS)
+    assert probe.notices() == 0
+    name = server.start_session("alice", ready=True)
+    wait_until(lambda: probe.notices() == 1, "a notice")
+    server.suspend(name)
+    assert (probe.notices(), other.notices()) == (1, 0)
+    # What it asks for next replaces what it asked for before.
+    unchanged = probe.listing().signature
+    server.resume(name)
+    (section,) = probe.poll(SectionRequest(SectionKind.SESSIONS, unchanged), watch=True)
+    assert not section.same
+    assert probe.notices() == 0
+    for _ in range(2):
+        unchanged = probe.poll(SectionRequest(SectionKind.SESSIONS, section.signature), watch=True)[0].signature
+        assert unchanged == section.signature
+    server.suspend(name)
+    wait_until(lambda: probe.notices() == 1, "a notice after a listing that is the same")
+    wait_until(lambda: server.counters.notices == 2, "both are counted")
+
+
+def test_a_server_that_hangs_sends_no_notice(server: ServerHandle, login: Login) -> None:
+    probe = Probe(login(server))
+    probe.poll(SESSIONS, watch=True)
+    server.set_fault("hang")
+    server.start_session("alice", ready=True)
+    assert probe.stays_silent()
 
 
 def test_every_step_of_a_life_is_seen(server: ServerHandle, login: Login) -> None:
     probe = Probe(login(server))
 
-    def status(name: str) -> str | None:
-        return next((row[4] for row in probe.listing().rows if row[1] == name), None)
-
-    def pid(name: str) -> str:
-        return next(row[0] for row in probe.listing().rows if row[1] == name)
+    def status(name: str) -> bytes | None:
+        record = probe.records().get(name)
+        return record and record.status
 
     name = server.start_session("alice")
-    assert status(name) == "R"
-    assert pid(name) == ""
-    wait_until(lambda: pid(name) != "", "the agent has a pid")
+    assert status(name) == b"R"
+    assert probe.records()[name].agent_pid == b""
+    wait_until(lambda: probe.records()[name].agent_pid != b"", "the agent has a pid")
     server.suspend(name)
-    assert status(name) == "S"
+    assert status(name) == b"S"
     server.resume(name)
-    assert status(name) == "R"
+    assert status(name) == b"R"
     server.end(name)
-    assert status(name) == "F"
+    assert status(name) == b"F"
     wait_until(lambda: status(name) is None, "the finished session is gone")
     seen = [change.event for change in server.changes if change.session_name == name]
     assert seen == ["started", "running", "suspended", "resumed", "finished", "gone"]
@@ -302,32 +345,27 @@ def test_every_step_of_a_life_is_seen(server: ServerHandle, login: Login) -> Non
 
 def test_all_sections_come_in_the_order_asked(server: ServerHandle, login: Login) -> None:
     server.start_session("alice", ready=True, mounts=[("127.0.0.1", "/tmp/a b")])
-    answer = Probe(login(server)).poll("mounts desktops=alice sessions=- load")
-    assert list(answer.sections) == ["mounts", "desktops", "sessions", "load"]
-    assert {section.status for section in answer.sections.values()} == {0}
+    wanted = (MOUNTS, SectionRequest(SectionKind.DESKTOPS, user="alice"), SESSIONS, LOAD)
+    sections = Probe(login(server)).poll(*wanted)
+    assert [section.kind for section in sections] == [each.kind for each in wanted]
+    assert {section.status for section in sections} == {"ok"}
 
 
 def test_load_has_five_figures(server: ServerHandle, login: Login) -> None:
-    lines = Probe(login(server)).poll("load").sections["load"].lines
+    lines = Probe(login(server)).poll(LOAD)[0].stdout.decode().splitlines()
     assert [line.split()[0] for line in lines] == ["loadavg", "memtotal_kb", "memavailable_kb", "cpus", "cpu_mhz"]
     assert [len(line.split()) for line in lines] == [4, 2, 2, 2, 2]
     assert all(float(word) >= 0 for line in lines for word in line.split()[1:])
 
 
-def test_mounts_of_all_users_come_in_hex_and_agree_with_x2golistmounts(server: ServerHandle, login: Login) -> None:
+def test_mounts_of_all_users_are_records_and_agree_with_x2golistmounts(server: ServerHandle, login: Login) -> None:
     mounts = [("127.0.0.1", "/tmp/with|bar"), ("10.0.0.1", "/tmp/b")]
     name = server.start_session("alice", ready=True, mounts=mounts)
     other = server.start_session("bob", ready=True)
     client = login(server)
-    probe = Probe(client)
-    lines = probe.poll("mounts").sections["mounts"].lines
-    prefix = f"{probe.boundary} mnt "
-    found = [
-        tuple(bytes.fromhex(column).decode() for column in line.removeprefix(prefix).split("|"))
-        for line in lines
-        if line
-    ]
-    assert [mount for mount in found if mount[0] == name] == [(name, *mount) for mount in mounts]
+    (section,) = Probe(client).poll(MOUNTS)
+    found = [(mount.client.decode(), mount.path.decode()) for mount in section.mounts if mount.session == name.encode()]
+    assert found == mounts
     assert run(client, f"x2golistmounts {name}")[0] == b"127.0.0.1|/tmp/with|bar\n10.0.0.1|/tmp/b\n"
     assert run(client, f"x2golistmounts {other}")[0] == b"\n"
 
@@ -339,71 +377,95 @@ def test_a_user_sees_her_own_sessions_mounts_and_desktops_alone(server: ServerHa
     ended = server.start_session("alice", ready=True)
     server.end(ended)
     client = login(server, "alice")
-    answer = Probe(client).poll("sessions=1 mounts desktops", scope="user")
-    assert answer.sessions.attributes == {"backend": "sqlite", "sig": "-"}
-    rows = [line.split("|") for line in answer.sessions.lines]
+    wanted = (SESSIONS, MOUNTS, SectionRequest(SectionKind.DESKTOPS))
+    sessions, mounts, desktops = Probe(client).poll(*wanted, scope=Scope.USER)
+    assert (sessions.signature, sessions.records, sessions.exit_status) == ("-", (), 0)
+    rows = [line.split("|") for line in sessions.stdout.decode().splitlines()]
     assert {row[11] for row in rows} == {"alice"}
     assert {name, shadow} <= {row[1] for row in rows}
     assert ended not in {row[1] for row in rows}
     assert [len(row) for row in rows if row[1] == shadow] == [14]
-    assert f"{name}|127.0.0.1|/tmp/a" in answer.sections["mounts"].lines
-    assert all("alice-" in line.partition("|")[0] for line in answer.sections["mounts"].lines)
+    mounted = mounts.stdout.decode().splitlines()
+    assert f"{name}|127.0.0.1|/tmp/a" in mounted
+    assert all("alice-" in line.partition("|")[0] for line in mounted)
     displays = {session.name: session.display for session in server.sessions}
-    assert {f"alice@:{displays[name]}", f"bob@:{displays[bobs]}"} <= set(answer.sections["desktops"].lines)
+    assert {f"alice@:{displays[name]}", f"bob@:{displays[bobs]}"} <= set(desktops.stdout.decode().splitlines())
     listed = run(client, "x2golistsessions")[0] + run(client, "x2golistshadowsessions")[0]
-    assert without_age(listed) == without_age(answer.sessions.body)
-    assert run(client, "x2golistdesktops")[0] == answer.sections["desktops"].body
+    assert without_age(listed) == without_age(sessions.stdout)
+    assert run(client, "x2golistdesktops")[0] == desktops.stdout
 
 
-def test_a_login_without_the_right_lists_nothing_and_can_not_prove_it(server: ServerHandle, login: Login) -> None:
+def test_a_login_without_the_right_gets_errors_where_all_users_sessions_are_wanted(
+    server: ServerHandle, login: Login
+) -> None:
     client = login(server, "x2gofleet")
     assert run(client, "x2golistsessions_root") == (b"", b"", 0)
     probe = Probe(client)
-    answer = probe.poll("sessions=- mounts")
-    assert answer.done["uid"] == "990"
-    assert answer.sessions.attributes["sig"] == "-"
-    for name in ("sessions", "mounts"):
-        assert f"{probe.boundary} recerr unable to open database file" in answer.sections[name].lines
+    load, *refused = probe.poll(LOAD, SESSIONS, MOUNTS, SectionRequest(SectionKind.REFERENCE))
+    assert probe.end == (990, "ts01")
+    assert load.status == "ok"
+    assert [section.error and section.error.code for section in refused] == ["not_root"] * 3
+    (desktops,) = probe.poll(SectionRequest(SectionKind.DESKTOPS, user="alice"))
+    assert (desktops.exit_status, desktops.stdout) == (1, b"")
     assert run(client, "sudo -n x2golistsessions_root")[0] != b""
 
 
 @pytest.mark.parametrize(
-    ("line", "error"),
+    ("payload", "text"),
     [
-        ("hello", "- error expected: poll"),
-        ("poll xyz server 5 load", "- error expected: poll"),
-        ("poll {boundary} everyone 5 load", "{boundary} error expected: poll"),
-        ("poll {boundary} server x load", "{boundary} error expected: poll"),
-        ("poll {boundary} server 5", "{boundary} error expected: poll"),
-        ("poll {boundary} server 5 load frobnicate", "{boundary} error unknown section frobnicate"),
-        ("poll {boundary} server 5 sessions=x", "{boundary} error unknown section sessions=x"),
-        ("poll {boundary} user 5 desktops=bob", "{boundary} error desktops of another user"),
+        (b"", "key=value"),
+        (b"scope=everyone seconds=5\nsection=load", "a request"),
+        (b"scope=server seconds=x\nsection=load", "seconds as a number"),
+        (b"scope=server seconds=5", "at least one section"),
+        (b"scope=server seconds=5\nsection=load\nsection=frobnicate", "unknown section"),
+        (b"scope=user seconds=5\nsection=desktops user=bob", "desktops of another user"),
     ],
 )
-def test_a_bad_request_is_answered_with_its_fault_and_the_probe_goes_on(
-    server: ServerHandle, login: Login, line: str, error: str
+def test_a_bad_request_is_refused_with_its_fault_and_the_probe_goes_on(
+    server: ServerHandle, login: Login, payload: bytes, text: str
 ) -> None:
     probe = Probe(login(server))
-    boundary = secrets.token_hex(16)
-    probe.channel.sendall((line.format(boundary=boundary) + "\n").encode())
-    assert probe.reader.readline().decode().startswith(error.format(boundary=boundary))
-    assert probe.poll("load").sections["load"].status == 0
+    decoder = AnswerDecoder(Request(Scope.SERVER, (LOAD,), 5))
+    probe.channel.sendall(encode_frame("Q", 1, payload))
+    with pytest.raises(NotProven, match=rf"refusal of the request \(request\): .*{text}"):
+        list(decoder.feed(probe.channel.recv(65536)))
+    assert probe.poll(LOAD)[0].status == "ok"
+
+
+@pytest.mark.parametrize("bad", [b"poll 0123 server 5 load\n", b"Q00000001%08x" % 65537, b"D0000000100000000"])
+def test_what_is_not_a_frame_is_refused_and_ends_the_probe(server: ServerHandle, login: Login, bad: bytes) -> None:
+    probe = Probe(login(server))
+    probe.channel.sendall(bad)
+    decoder = AnswerDecoder(Request(Scope.SERVER, (LOAD,), 5))
+    with pytest.raises(NotProven, match=r"refusal of the request .*not a frame"):
+        list(decoder.feed(probe.channel.recv(65536)))
+    assert probe.channel.recv(1) == b""
+    assert probe.channel.recv_exit_status() == 0
 
 
 def test_a_request_may_come_in_pieces_and_two_at_once(server: ServerHandle, login: Login) -> None:
     probe = Probe(login(server))
-    probe.boundary = secrets.token_hex(16)
-    line = f"poll {probe.boundary} server 5 load\n".encode()
-    for piece in (line[:10], line[10:40], line[40:] + line):
+    request = Request(Scope.SERVER, (LOAD,), 5).encode()
+    frame = encode_frame("Q", 1, request)
+    for piece in (frame[:10], frame[10:30], frame[30:] + encode_frame("Q", 2, request)):
         probe.channel.sendall(piece)
-    assert list(probe.receive().sections) == ["load"]
-    assert list(probe.receive().sections) == ["load"]
+    decoder, found = FrameDecoder(FROM_PROBE), []
+    while [each.type for each in found].count("Z") < 2:
+        decoder.feed(probe.channel.recv(65536))
+        while (each := decoder.next_frame()) is not None:
+            found.append(each)
+    assert [(each.type, each.request) for each in found] == [(type_, number) for number in (1, 2) for type_ in "BDEZ"]
+
+
+def test_an_installed_probe_passes_a_text_over(server: ServerHandle, login: Login) -> None:
+    probe = Probe(login(server), WRAPPER)
+    assert probe.poll(LOAD)[0].status == "ok"
 
 
 def test_the_probe_ends_with_its_input(server: ServerHandle, login: Login) -> None:
     probe = Probe(login(server))
     probe.channel.shutdown_write()
-    assert probe.reader.read() == b""
+    assert probe.channel.recv(1) == b""
     assert probe.channel.recv_exit_status() == 0
 
 
@@ -418,10 +480,10 @@ def test_plain_commands(server: ServerHandle, login: Login) -> None:
 def test_two_servers_differ_in_name_sessions_and_host_key(simulation: RunningSimulation, login: Login) -> None:
     clients = [login(simulation.server(server_id)) for server_id in ("ts01", "ts02")]
     keys = {client.get_transport().get_remote_server_key().asbytes() for client in clients}
-    names = [{row[1] for row in Probe(client).listing().rows} for client in clients]
+    names = [set(Probe(client).records()) for client in clients]
     assert len(keys) == 2
     assert names[0].isdisjoint(names[1])
-    assert [Probe(client).poll("load").done["host"] for client in clients] == ["ts01", "ts02"]
+    assert [Probe(client).hello.host for client in clients] == ["ts01", "ts02"]
 
 
 # Faults
@@ -433,13 +495,13 @@ def test_hang_takes_polls_and_commands_and_never_answers(server: ServerHandle, l
     client = login(server)
     during = Probe(client)
     for probe in (before, during):
-        probe.send("sessions=-")
+        probe.send(SESSIONS)
         assert probe.stays_silent()
     with pytest.raises(TimeoutError):
         client.exec_command("x2golistsessions_root", timeout=SHORT_SECONDS)[1].read()
     wait_until(lambda: server.counters.running_polls == 2, "two polls hang")
     server.clear_fault()
-    assert Probe(client).poll("load").done["uid"] == "0"
+    assert Probe(client).poll(LOAD)[0].status == "ok"
     client.close()
     wait_until(lambda: server.counters.running_polls == 1, "a closed channel gives its poll up")
 
@@ -448,43 +510,42 @@ def test_slow_answers_late_and_in_order(server: ServerHandle, login: Login) -> N
     probe = Probe(login(server))
     server.set_fault(f"slow={SHORT_SECONDS}")
     started = time.monotonic()
-    probe.boundary = secrets.token_hex(16)
-    probe.channel.sendall(f"poll {probe.boundary} server 5 load\npoll {probe.boundary} server 5 mounts\n".encode())
-    assert list(probe.receive().sections) == ["load"]
-    assert list(probe.receive().sections) == ["mounts"]
+    requests = [Request(Scope.SERVER, (section,), 5) for section in (LOAD, MOUNTS)]
+    probe.channel.sendall(b"".join(encode_frame("Q", number, each.encode()) for number, each in enumerate(requests, 1)))
+    for request in requests:
+        probe.decoder = AnswerDecoder(request, after=probe.decoder)
+        assert [section.kind for section in probe.receive()] == [section.kind for section in request.sections]
     assert time.monotonic() - started >= 2 * SHORT_SECONDS
 
 
 def test_garbage_is_never_a_whole_answer(server: ServerHandle, login: Login) -> None:
     client = login(server)
     server.set_fault("garbage")
-    openings = set()
+    refusals = set()
     for _ in range(5):
         probe = Probe(client)
-        probe.send("sessions=-")
-        raw = probe.channel.recv(65536)
-        openings.add(raw[:60].replace(probe.boundary.encode(), b""))
-        with pytest.raises((ValueError, KeyError)):
-            Answer(probe.boundary, raw)
-    assert len(openings) > 3, "a client that connects anew each time meets every sort of garbage"
+        probe.send(SESSIONS)
+        with pytest.raises(NotProven) as caught:
+            probe.receive()
+        refusals.add(str(caught.value))
+    assert len(refusals) == 5, "a client that connects anew each time meets every sort of garbage"
     assert len(run(client, "x2golistsessions_root")[0]) == 512
     server.clear_fault()
-    assert Probe(client).listing().rows
+    assert Probe(client).listing().records
 
 
-def test_empty_looks_like_a_listing_without_the_right(server: ServerHandle, login: Login) -> None:
+def test_empty_answers_as_a_login_without_the_right(server: ServerHandle, login: Login) -> None:
     client = login(server)
     probe = Probe(client)
-    signature = probe.poll("sessions=-").sessions.attributes["sig"]
+    signature = probe.listing().signature
     server.set_fault("empty")
-    answer = probe.poll(f"sessions={signature} mounts")
-    listing = Listing(probe.boundary, answer.sessions.body)
-    assert (answer.sessions.status, listing.status) == (0, 0)
-    assert (listing.stdout, listing.records, listing.records_after) == (b"", [], [])
-    assert answer.sections["mounts"].body == b""
-    assert answer.done["uid"] == "65534"
-    assert Probe(client).hello == "x2gofleet-probe 1 uid=65534 user=nobody host=ts01\n"
+    refused = probe.poll(SectionRequest(SectionKind.SESSIONS, signature), MOUNTS)
+    assert [section.error and section.error.code for section in refused] == ["not_root"] * 2
+    assert probe.end == (65534, "ts01")
+    assert Probe(client).hello == Hello(65534, "nobody", "ts01")
     assert run(client, "x2golistsessions_root") == (b"", b"", 0)
+    (sessions,) = Probe(login(server, "alice")).poll(SESSIONS, scope=Scope.USER)
+    assert (sessions.stdout, sessions.exit_status) == (b"", 0)
 
 
 def test_tarpit_accepts_and_says_nothing(server: ServerHandle, login: Login) -> None:
@@ -496,7 +557,7 @@ def test_tarpit_accepts_and_says_nothing(server: ServerHandle, login: Login) -> 
         with pytest.raises(TimeoutError):
             connection.recv(1)
     server.clear_fault()
-    assert Probe(login(server)).listing().rows
+    assert Probe(login(server)).listing().records
 
 
 def test_tarpit_with_seconds_drips(server: ServerHandle) -> None:
@@ -531,7 +592,7 @@ def test_dead_refuses_connections_and_comes_back_on_its_port(server: ServerHandl
         assert refused.value.errno == errno.EADDRINUSE
     server.set_fault("dead")
     server.clear_fault()
-    assert Probe(login(server)).listing().rows
+    assert Probe(login(server)).listing().records
 
 
 def test_auth_refuses_the_key(server: ServerHandle, login: Login) -> None:
@@ -539,7 +600,7 @@ def test_auth_refuses_the_key(server: ServerHandle, login: Login) -> None:
     with pytest.raises(paramiko.AuthenticationException):
         login(server)
     server.clear_fault()
-    assert Probe(login(server)).listing().rows
+    assert Probe(login(server)).listing().records
 
 
 def test_another_key_is_refused(server: ServerHandle, simulation: RunningSimulation, tmp_path: Path) -> None:
@@ -564,13 +625,13 @@ def test_hostkey_shows_another_key_and_then_the_known_one_again(server: ServerHa
     with pytest.raises(paramiko.BadHostKeyException):
         login(server)
     server.clear_fault()
-    assert Probe(login(server)).listing().rows
+    assert Probe(login(server)).listing().records
 
 
 def test_a_fault_of_one_server_leaves_the_others_alone(simulation: RunningSimulation, login: Login) -> None:
     for fault in ("hang", "tarpit", "garbage", "not-ssh", "dead", "auth", "hostkey"):
         simulation.server("ts01").set_fault(fault)
-        assert Probe(login(simulation.server("ts02"))).listing().rows
+        assert Probe(login(simulation.server("ts02"))).listing().records
 
 
 def test_an_unknown_fault_or_server_is_refused(simulation: RunningSimulation, server: ServerHandle) -> None:
@@ -586,9 +647,9 @@ def test_an_unknown_fault_or_server_is_refused(simulation: RunningSimulation, se
 def test_counters_tell_polls_from_listings(server: ServerHandle, login: Login) -> None:
     client = login(server)
     probe = Probe(client)
-    signature = probe.poll("sessions=-").sessions.attributes["sig"]
+    signature = probe.listing().signature
     for _ in range(4):
-        probe.poll(f"sessions={signature}")
+        probe.listing(signature)
     run(client, "hostname")
     counters = server.counters
     assert (counters.connections, counters.open_connections, counters.probe_channels) == (1, 1, 1)
@@ -606,7 +667,7 @@ def test_peak_concurrent_polls_counts_what_waits_at_once(simulation: RunningSimu
     for handle in simulation.servers.values():
         handle.set_fault("hang")
     for probe in probes:
-        probe.send("load")
+        probe.send(LOAD)
     wait_until(lambda: simulation.peak_concurrent_polls == 3, "three polls wait")
     assert [handle.counters.peak_concurrent_polls for handle in simulation.servers.values()] == [2, 1]
 

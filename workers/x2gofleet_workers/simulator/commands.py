@@ -6,13 +6,14 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from x2gofleet_workers.probe.hello import PROBE_NAME
 from x2gofleet_workers.simulator.fleet import ServerModel
 from x2gofleet_workers.simulator.users import ROOT, Login
 
-PROBE_WORD = "x2gofleet-probe"
 WORKER_ACCOUNT = "x2gofleet"
 _NOT_FOUND = 127
 _DIRECTORIES = ("/usr/bin/", "/usr/sbin/")
+_PROBE = re.compile(rf"\s*(?:exec\s+)?(?P<sudo>sudo\s+-n\s+)?(?:(?P<word>{PROBE_NAME})|perl\s+-e\s+'[^']*')\s*")
 _FEATURES = frozenset({"X2GO_LIST_SHADOWSESSIONS"})
 
 
@@ -25,12 +26,30 @@ class Output:
     exit_status: int = 0
 
 
-def probe_login(command: str, login: Login) -> Login | Output:
-    """Return as whom a probe command line runs, or what it prints where sudo refuses it."""
-    is_forced_command = command.strip() == PROBE_WORD and login.username == WORKER_ACCOUNT
-    if is_forced_command or re.match(r"\s*(?:exec\s+)?sudo\s+-n\s", command):
-        return _after_sudo(login)
-    return login
+@dataclass(frozen=True, slots=True)
+class ProbeStart:
+    """A probe that a command line starts: as whom it runs, and whether its text has to come first."""
+
+    login: Login
+    needs_text: bool
+
+
+def probe_start(command: str, login: Login) -> ProbeStart | Output | None:
+    """Return the probe that a command line starts, what it prints where sudo refuses it, None for other commands.
+
+    A probe is started by its loader, ``perl -e '...'``, or is there already under its name. The worker's account has it
+    as a forced command that becomes root.
+    """
+    found = _PROBE.fullmatch(command)
+    if found is None:
+        return None
+    is_forced_command = command.strip() == PROBE_NAME and login.username == WORKER_ACCOUNT
+    if found["sudo"] or is_forced_command:
+        allowed = _after_sudo(login)
+        if isinstance(allowed, Output):
+            return allowed
+        login = allowed
+    return ProbeStart(login, found["word"] is None)
 
 
 def run_command(command: str, login: Login, model: ServerModel, now: float) -> Output:

@@ -19,6 +19,8 @@ class Counters:
     polls: int = 0
     full_listings: int = 0
     same_answers: int = 0
+    references: int = 0
+    notices: int = 0
     error_answers: int = 0
     garbage_answers: int = 0
     bytes_received: int = 0

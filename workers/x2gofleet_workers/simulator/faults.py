@@ -6,6 +6,11 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
+from x2gofleet_workers.probe.decoding import Begin
+from x2gofleet_workers.probe.encoding import encode_begin, encode_done
+from x2gofleet_workers.probe.frames import encode_frame
+from x2gofleet_workers.probe.requests import SectionKind
+
 _GARBAGE_BYTES = 512
 
 
@@ -21,7 +26,7 @@ class FaultKind(StrEnum):
     NOT_SSH = "not-ssh"
     """Speaks HTTP where the SSH banner belongs."""
     EMPTY = "empty"
-    """Lists nothing with exit status 0, as a login without the right does; a root login answers as nobody."""
+    """Lists nothing, as a login without the right does; a root login answers as nobody."""
     MOUNTS = "mounts"
     """Cannot read what is mounted; sessions and load are answered."""
     DEAD = "dead"
@@ -72,18 +77,18 @@ class Fault:
         return f"{self.kind}={self.seconds:g}" if self.seconds else str(self.kind)
 
 
-def garbage(boundary: str, turn: int, draw: random.Random) -> bytes:
-    """Return an answer to a poll that no reader may believe; ``turn`` goes through five ways of being wrong."""
-    noise = draw.randbytes(_GARBAGE_BYTES)
-    other = f"{draw.getrandbits(128):032x}"
+def garbage(number: int, turn: int, draw: random.Random) -> bytes:
+    """Return an answer to request ``number`` that must not be believed; ``turn`` chooses one of five ways."""
+    noise, other = draw.randbytes(_GARBAGE_BYTES), number ^ 1
+    begin = encode_begin(Begin(SectionKind.SESSIONS, "sqlite", "nowhere"), number)
+    good_end = b"status=ok records=0 signature=1 source=records"
+    done = encode_done(0, "nowhere", number)
     return (
-        noise + b"\n",
-        f"{other} begin sessions backend=sqlite sig=1\n\n{other} end sessions 0\n{other} done uid=0\n".encode(),
-        f"{boundary} begin sessions backend=sqlite sig=1\n{boundary} records before\n".encode()
-        + noise
-        + f"\n{boundary} done uid=0 host=nowhere\n".encode(),
-        f"{boundary} begin sessions backend=sqlite sig=1\n{boundary} records before\n{boundary} rec zz|6|\n"
-        f"{boundary} listing\n\n{boundary} listed ok\n{boundary} records after\n\n{boundary} end sessions zero\n"
-        f"{boundary} done\n".encode(),
-        f"{boundary} same sessions sig={draw.getrandbits(64)}\n{boundary} same\n{boundary} done uid= host=\n".encode(),
+        b"\xff" + noise,
+        encode_begin(Begin(SectionKind.SESSIONS, "sqlite", "nowhere"), other)
+        + encode_frame("E", other, good_end)
+        + encode_done(0, "nowhere", other),
+        begin + encode_frame("D", number, b"\x7f" + noise) + encode_frame("E", number, good_end) + done,
+        begin + encode_frame("E", number, b"status=ok records=7 signature=1 source=records") + done,
+        begin + encode_frame("E", number, b"status=same signature=%x" % draw.getrandbits(64)) + done + done,
     )[turn % 5]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
+from x2gofleet_workers.probe.records import Record
 from x2gofleet_workers.simulator.load import MachineLoad
 from x2gofleet_workers.simulator.sessions import (
     FIRST_DISPLAY,
@@ -68,7 +69,7 @@ class ServerModel:
         self._due_count = 0
         self._rendered_revision = 0
         self._rows: tuple[tuple[float, bytes, bytes], ...] = ()
-        self._records: tuple[bytes, ...] = ()
+        self._watchers: set[Callable[[], None]] = set()
         self._load = MachineLoad(
             cpus=self._random.choice((4, 8, 16)),
             cpu_mhz=self._random.choice((2450.0, 2900.0, 3400.0)),
@@ -152,10 +153,9 @@ class ServerModel:
         self._render()
         return b"".join(chain.from_iterable((a, age_bytes(made, now), z) for made, a, z in self._rows))
 
-    def records(self) -> tuple[bytes, ...]:
-        """Return the records of all sessions, as the probe prints them after ``rec``."""
-        self._render()
-        return self._records
+    def records(self, now: float) -> tuple[Record, ...]:
+        """Return the records of all sessions in the listing's order, as the probe sends them."""
+        return tuple(session.record(now) for session in self._ordered())
 
     def user_listing(self, username: str, now: float) -> bytes:
         """Return the stdout of x2golistsessions run by ``username``."""
@@ -185,6 +185,14 @@ class ServerModel:
         """Return the probe's load lines."""
         states = [session.status for session in self._sessions.values()]
         return self._load.stdout(now, states.count("R"), states.count("S"))
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` at each change from now on, perhaps several times for one, while it is being made."""
+        self._watchers.add(callback)
+
+    def unwatch(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` no more."""
+        self._watchers.discard(callback)
 
     # How it changes
 
@@ -314,11 +322,16 @@ class ServerModel:
 
     def _put(self, session: Session) -> None:
         self._sessions[session.name] = session
-        self.revision += 1
+        self._changed()
 
     def _log(self, when: float, event: str, name: str) -> None:
         self._changes.append(Change(when, event, name))
+        self._changed()
+
+    def _changed(self) -> None:
         self.revision += 1
+        for callback in tuple(self._watchers):
+            callback()
 
     def _push(self, when: float, what: str, name: str) -> None:
         self._due_count += 1
@@ -334,9 +347,7 @@ class ServerModel:
     def _render(self) -> None:
         if self._rendered_revision == self.revision:
             return
-        ordered = self._ordered()
-        self._rows = tuple((session.created, *session.row_parts()) for session in ordered)
-        self._records = tuple(session.record() for session in ordered)
+        self._rows = tuple((session.created, *session.row_parts()) for session in self._ordered())
         self._rendered_revision = self.revision
 
 

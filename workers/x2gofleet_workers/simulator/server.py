@@ -10,8 +10,12 @@ from collections import deque
 from collections.abc import Callable
 
 from x2gofleet.extras import how_to_install
+from x2gofleet.errors import NotProven
+from x2gofleet_workers.probe.encoding import encode_notice, encode_refusal
+from x2gofleet_workers.probe.frames import TO_PROBE, Frame, FrameDecoder
+from x2gofleet_workers.probe.sections import ErrorCode
 from x2gofleet_workers.simulator.answers import ProbeAnswers
-from x2gofleet_workers.simulator.commands import PROBE_WORD, Output, probe_login, run_command
+from x2gofleet_workers.simulator.commands import Output, probe_start, run_command
 from x2gofleet_workers.simulator.counters import Counters
 from x2gofleet_workers.simulator.faults import Fault, FaultKind
 from x2gofleet_workers.simulator.fleet import ServerModel
@@ -22,7 +26,6 @@ try:
 except ImportError as exc:
     raise ImportError(f"the simulator needs asyncssh: {how_to_install('demo')}") from exc
 
-_MAX_LINE_BYTES = 8192
 _TURNS = 5
 _BACKLOG = 256
 _LOGIN_TIMEOUT_SECONDS = 60
@@ -260,17 +263,19 @@ class _SshServer(asyncssh.SSHServer):
 
 
 class _ExecSession(asyncssh.SSHServerSession[bytes]):
-    """One channel: a probe that answers request lines in their order, or a single command."""
+    """One channel: a probe that answers requests in their order and sends notices, or a single command."""
 
     def __init__(self, server: SimulatedServer, login: Login) -> None:
         self._server, self._login = server, login
         self._channel: asyncssh.SSHServerChannel[bytes] | None = None
         self._command = ""
         self._probe: ProbeAnswers | None = None
-        self._input = b""
-        self._waiting: deque[bytes] = deque()
+        self._needs_text = False
+        self._frames = FrameDecoder(TO_PROBE)
+        self._waiting: deque[Frame] = deque()
         self._is_busy = self._is_poll_running = self._is_at_end = False
         self._timer: asyncio.TimerHandle | None = None
+        self._notice: asyncio.Handle | None = None
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self._channel = chan
@@ -279,6 +284,7 @@ class _ExecSession(asyncssh.SSHServerSession[bytes]):
         self._channel = None
         if self._timer is not None:
             self._timer.cancel()
+        self._stop_watching()
         self._poll_over()
 
     def exec_requested(self, command: str) -> bool:
@@ -287,65 +293,104 @@ class _ExecSession(asyncssh.SSHServerSession[bytes]):
 
     def session_started(self) -> None:
         server = self._server
-        if PROBE_WORD not in self._command:
+        start = probe_start(self._command, self._login)
+        if start is None:
             server.counters.commands += 1
             self._run_command()
             return
-        login = probe_login(self._command, self._login)
-        if isinstance(login, Output):
-            self._print_and_exit(login)
+        if isinstance(start, Output):
+            self._print_and_exit(start)
             return
         server.counters.probe_channels += 1
         self._probe = ProbeAnswers(
-            model=server.model, login=login, counters=server.counters, clock=server.clock, draw=server.draw
+            model=server.model, login=start.login, counters=server.counters, clock=server.clock, draw=server.draw
         )
-        self._write(self._probe.hello(server.fault))
+        self._needs_text = start.needs_text
+        if not self._needs_text:
+            self._write(self._probe.hello(server.fault))
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         if self._probe is None:
             return
         self._server.counters.bytes_received += len(data)
-        *lines, self._input = (self._input + data).split(b"\n")
-        if len(self._input) > _MAX_LINE_BYTES:
-            self._print_and_exit(Output(stderr=b"x2gofleet-probe: request line too long\n", exit_status=1))
+        self._frames.feed(data)
+        try:
+            while (frame := self._frames.next_frame()) is not None:
+                self._take(self._probe, frame)
+        except NotProven:
+            self._answer_next()
+            self._probe = None
+            self._waiting.clear()
+            self._write(encode_refusal(ErrorCode.REQUEST, "not a frame, or too long"))
+            self._exit(0)
             return
-        self._waiting.extend(lines)
         self._answer_next()
+
+    def _take(self, probe: ProbeAnswers, frame: Frame) -> None:
+        if frame.type == "Q" and not self._needs_text:
+            self._waiting.append(frame)
+        elif self._needs_text and frame.type == "S":
+            self._needs_text = False
+            self._write(probe.hello(self._server.fault))
+        elif self._needs_text:
+            # The loader takes whatever comes first for the text of the probe.
+            self._print_and_exit(Output(stderr=b"syntax error at (eval 1) line 1\n", exit_status=255))
 
     def eof_received(self) -> bool:
         self._is_at_end = True
         if self._probe is not None and not self._is_busy:
-            self._exit(0)
+            self._exit(3 if self._needs_text else 0)
         return True
 
     def _answer_next(self) -> None:
         while self._waiting and not self._is_busy and self._channel is not None:
-            line = self._waiting.popleft()
+            frame = self._waiting.popleft()
             fault = self._server.fault
+            self._stop_watching()
             self._server.count_poll(1)
             self._is_poll_running = True
             if fault is None:
-                self._answer(line, None)
+                self._answer(frame, None)
             elif fault.kind in _STUCK:
                 self._is_busy = True
             elif fault.kind is FaultKind.SLOW:
                 self._is_busy = True
                 loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(fault.seconds, self._answer_late, line)
+                self._timer = loop.call_later(fault.seconds, self._answer_late, frame)
             else:
-                self._answer(line, fault)
+                self._answer(frame, fault)
 
-    def _answer(self, line: bytes, fault: Fault | None) -> None:
-        assert self._probe is not None
-        self._write(self._probe.answer(line, fault))
+    def _answer(self, frame: Frame, fault: Fault | None) -> None:
+        if self._probe is not None:
+            self._write(self._probe.answer(frame.request, frame.payload, fault))
+            if self._probe.watching:
+                self._server.model.watch(self._changed)
         self._poll_over()
 
-    def _answer_late(self, line: bytes) -> None:
+    def _answer_late(self, frame: Frame) -> None:
         self._is_busy = False
-        self._answer(line, None)
+        self._answer(frame, None)
         self._answer_next()
         if self._is_at_end and not self._is_busy:
             self._exit(0)
+
+    def _changed(self) -> None:
+        # Once the change is made as a whole.
+        if self._notice is None:
+            self._notice = asyncio.get_running_loop().call_soon(self._send_notice)
+
+    def _send_notice(self) -> None:
+        self._stop_watching()
+        fault = self._server.fault
+        if fault is None or fault.kind not in _STUCK:
+            self._server.counters.notices += 1
+            self._write(encode_notice())
+
+    def _stop_watching(self) -> None:
+        self._server.model.unwatch(self._changed)
+        if self._notice is not None:
+            self._notice.cancel()
+            self._notice = None
 
     def _poll_over(self) -> None:
         if self._is_poll_running:

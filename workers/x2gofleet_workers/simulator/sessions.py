@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from x2gofleet_workers.probe.records import Record
+
 FIRST_DISPLAY = 50
 _FIRST_PORT = 30000
 _PORTS_PER_DISPLAY = 5
@@ -104,27 +106,32 @@ class Session:
         fields = self.row(now).rstrip(b"\n").split(b"|")
         return b"|".join(fields[:_SHADOW_LIST_FIELDS]) + b"\n"
 
-    def record(self) -> bytes:
-        """Return the session's record as the probe prints it after ``rec``: hex columns split by ``|``."""
-        graphics, sound, sshfs, tekictrl, tekidata = self._ports()
-        columns = (
-            self.name,
-            self.username,
-            self.hostname,
-            self.status,
-            str(self.display),
-            local_time(self.created),
-            local_time(self.changed),
-            self.cookie,
-            self.client,
-            "" if self.agent_pid is None else str(self.agent_pid),
-            graphics,
-            sound,
-            sshfs,
-            tekictrl,
-            tekidata,
+    def record(self, now: float) -> Record:
+        """Return the session's record as the probe sends it at epoch second ``now``."""
+        graphics, sound, sshfs, tekictrl, tekidata = (port.encode() for port in self._ports())
+        is_running = self.status == "R" and not self.is_starting
+        return Record(
+            cut=b"",
+            session=self.name.encode(),
+            username=self.username.encode(),
+            hostname=self.hostname.encode(),
+            status=self.status.encode(),
+            display=str(self.display).encode(),
+            created=local_time(self.created).encode(),
+            touched=local_time(self.changed).encode(),
+            cookie=self.cookie.encode(),
+            client=self.client.encode(),
+            agent_pid=b"" if self.agent_pid is None else str(self.agent_pid).encode(),
+            graphics_port=graphics,
+            sound_port=sound,
+            sshfs_port=sshfs,
+            tekictrl_port=tekictrl,
+            tekidata_port=tekidata,
+            age=age_bytes(self.created, now),
+            creator=b"",
+            foreign_agent=b"",
+            state=b"RUNNING" if is_running else b"",
         )
-        return "|".join(column.encode().hex() for column in columns).encode()
 
 
 def age_bytes(created: float, now: float) -> bytes:
