@@ -20,11 +20,11 @@ FleetError
     │   ├── HostKeyUnknown  known_hosts has no key for the address; no authentication was tried
     │   ├── AuthenticationFailed  the server refused the key
     │   ├── NotPermitted    the login may not list what its scope asks for
-    │   └── CommandMissing  the server has no such X2Go command
+    │   ├── CommandMissing  the server has no such X2Go command
+    │   └── HostNameChanged all session records carry another host name than the server's
     └── ProofError          an answer came that can't be believed
         ├── NotProven       the answer's frame, user or proof is missing or wrong
-        ├── ListingFailed   the command failed, or printed an error where rows belong
-        └── HostNameChanged all session records carry another host name than the server's
+        └── ListingFailed   the command failed, or printed an error where rows belong
 """
 
 from enum import StrEnum
@@ -180,6 +180,10 @@ class CommandMissing(SetupError):
     """The server lacks an X2Go command that a poll needs."""
 
 
+class HostNameChanged(SetupError):
+    """All session records of the server carry another host name than the server has now."""
+
+
 class ProofError(PollError):
     """An answer came that can't be believed."""
 
@@ -190,10 +194,3 @@ class NotProven(ProofError):
 
 class ListingFailed(ProofError):
     """The listing command failed, or printed something else where rows belong."""
-
-
-class HostNameChanged(ProofError):
-    """All session records of the server carry another host name than the server has now.
-
-    An administrator who renames the server causes it; so can a user who writes a record.
-    """

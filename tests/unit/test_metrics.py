@@ -41,6 +41,7 @@ from x2gofleet_workers.metrics import (
     StaleReason,
     Standing,
 )
+from x2gofleet_workers.probe.reference import Agreement
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
 from x2gofleet.errors import CacheUnavailable
@@ -135,6 +136,8 @@ def test_each_event_counts_in_its_place(metrics: PrometheusMetrics) -> None:
         metrics.refresh_polled: {"x2gofleet_refresh_polls_total": 1},
         lambda: metrics.refresh_answered("failed", 3): {"x2gofleet_refresh_answers_total{failed}": 3},
         metrics.connected: {"x2gofleet_connections_total": 1},
+        metrics.worker_exhausted: {"x2gofleet_worker_exhausted_total": 1},
+        lambda: metrics.compared(Agreement.DIFFERS): {"x2gofleet_reference_comparisons_total{differs}": 1},
     }
     assert len(acts) == len(public(Metrics)), "an event is not tried here"
     for act, expected in acts.items():
@@ -203,6 +206,7 @@ def test_every_series_is_there_from_the_start_and_none_comes(metrics: Prometheus
         "reason": set(get_args(StaleReason)),
         "check": set(get_args(Check)),
         "digest": {"abc123"},
+        "agreement": {agreement.value for agreement in Agreement},
     }
 
 
@@ -331,6 +335,7 @@ sys.meta_path.insert(0, Blocked())
 from x2gofleet_workers import cli
 from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.polling import TargetPoller
+from x2gofleet_workers.probe.reference import Agreement
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
 path, *more = sys.argv[1:]

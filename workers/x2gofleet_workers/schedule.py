@@ -20,10 +20,11 @@ from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobEve
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 CLOCK_STEP_SECONDS = 1.0
+# A job that runs once is tried again where no thread could be started for it.
+_TRY_AGAIN_SECONDS = 5.0
 # One that is about to end may have set the next one up.
 _INSTANCES_OF_ONE_RUN = 4
 
@@ -95,19 +96,22 @@ class Schedule:
         one = _OneRun(time.monotonic() + delay_seconds, run)
         with self._lock:
             self._once[name] = one
-        self._scheduler.add_job(
-            self._run_once,
-            _date(delay_seconds),
-            args=(name, one),
-            id=name,
-            replace_existing=True,
-            max_instances=_INSTANCES_OF_ONE_RUN,
-        )
+            self._scheduler.add_job(
+                self._run_once,
+                _until_it_ran(delay_seconds),
+                args=(name, one),
+                id=name,
+                replace_existing=True,
+                max_instances=_INSTANCES_OF_ONE_RUN,
+            )
 
     def _run_once(self, name: str, one: _OneRun) -> None:
         with self._lock:
-            if self._once.get(name) is one:
-                del self._once[name]
+            if self._once.get(name) is not one:
+                return
+            del self._once[name]
+            with suppress(JobLookupError):
+                self._scheduler.remove_job(name)
         one.run()
 
     def seconds_until(self, name: str) -> float | None:
@@ -153,7 +157,8 @@ class Schedule:
                 )
         for name, one in once.items():
             with suppress(JobLookupError):
-                self._scheduler.reschedule_job(name, trigger=_date(one.at - time.monotonic()))
+                trigger = _until_it_ran(one.at - time.monotonic())
+                self._scheduler.modify_job(name, trigger=trigger, next_run_time=trigger.start_date)
         return True
 
 
@@ -164,8 +169,13 @@ def _next_run(name: str, interval: float) -> datetime:
     return datetime.fromtimestamp(start if start > now else start + interval, UTC)
 
 
-def _date(delay_seconds: float) -> DateTrigger:
-    return DateTrigger(datetime.fromtimestamp(time.time() + max(0.0, delay_seconds), UTC), timezone=UTC)
+def _until_it_ran(delay_seconds: float) -> IntervalTrigger:
+    """Return a trigger for a job that removes itself when it runs.
+
+    Not a DateTrigger: APScheduler removes such a job whether it could be handed to a thread or not.
+    """
+    start = datetime.fromtimestamp(time.time() + max(0.0, delay_seconds), UTC)
+    return IntervalTrigger(seconds=_TRY_AGAIN_SECONDS, start_date=start, timezone=UTC)
 
 
 def _trigger(name: str, interval: float) -> IntervalTrigger:

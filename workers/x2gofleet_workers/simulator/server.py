@@ -9,8 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from x2gofleet.extras import how_to_install
 from x2gofleet.errors import NotProven
+from x2gofleet.extras import how_to_install
 from x2gofleet_workers.probe.encoding import encode_notice, encode_refusal
 from x2gofleet_workers.probe.frames import TO_PROBE, Frame, FrameDecoder
 from x2gofleet_workers.probe.sections import ErrorCode
