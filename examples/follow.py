@@ -1,4 +1,7 @@
-"""Follows the sessions of a profile: a line whenever one starts, changes or ends. Usage: follow.py PROFILE."""
+"""Follows the sessions of a profile: a line whenever one starts, changes, ends or becomes unknown.
+
+Usage: follow.py PROFILE
+"""
 
 import os
 import signal
@@ -19,11 +22,15 @@ def main() -> int:
         while not stop.wait(0.5):
             try:
                 sessions = cache.list_sessions(profile_name=profile)
-                state = "not cached" if sessions is None else f"{len(sessions.rows)} session(s)"
+                state = "unknown: not cached" if sessions is None else f"{len(sessions.rows)} session(s)"
+                if sessions is not None and sessions.missing_servers:
+                    state += f", unknown on {', '.join(sessions.missing_servers)}"
             except CacheUnavailable as exc:
                 sessions, state = None, f"Redis can't be asked: {exc}"
             if sessions is not None:
-                now = {(row.server, row.name): row.status for row in sessions.rows}
+                # A server that is down has not ended its sessions: they are unknown until it is polled again.
+                now = {key: "unknown" for key in known if key[0] in sessions.missing_servers}
+                now |= {(row.server, row.name): row.status for row in sessions.rows}
                 for server, name in sorted(known.keys() | now.keys()):
                     before, after = known.get((server, name)), now.get((server, name))
                     if before != after:

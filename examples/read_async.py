@@ -10,9 +10,10 @@ async def main() -> None:
         answers = await asyncio.gather(*(cache.find_sessions(username=user) for user in users))
         for user, sessions in zip(users, answers, strict=True):
             if sessions is None:
-                print(user, "not cached")
+                print(user, "unknown: the fleet is not cached")
             else:
-                print(user, [f"{session.status} on {session.server}" for session in sessions.values()])
+                found = [f"{session.status} on {session.server}" for session in sessions.values()]
+                print(user, found, "unknown on:", sessions.missing_servers)
 
 
 asyncio.run(main())

@@ -12,8 +12,10 @@ FleetError
     ├── OutageError         passes by itself: retried within seconds
     │   ├── Unreachable     no TCP connection, or no SSH banner
     │   ├── ConnectionLost  the connection ended in the middle of a poll
-    │   └── DeadlineExceeded  the poll's hard deadline passed
-    ├── SetupError          somebody must mend something: retried slowly
+    │   ├── DeadlineExceeded  the poll's hard deadline passed
+    │   ├── LoginEnded      the login ended before the probe started, and did not say why
+    │   └── WorkerExhausted  the worker ran out of file descriptors, threads or memory: nothing is known of the server
+    ├── SetupError          only an administrator can cause and fix it: retried slowly
     │   ├── HostKeyMismatch the host key is not the known one; no authentication was tried
     │   ├── HostKeyUnknown  known_hosts has no key for the address; no authentication was tried
     │   ├── AuthenticationFailed  the server refused the key
@@ -143,8 +145,19 @@ class DeadlineExceeded(OutageError):
     """The poll's hard deadline passed."""
 
 
+class LoginEnded(OutageError):
+    """The login ended before the probe started, for a reason that it did not name: a full server, a closed shell."""
+
+
+class WorkerExhausted(OutageError):
+    """The worker ran out of file descriptors, threads or memory: a poll could not be made, the server may be well."""
+
+
 class SetupError(PollError):
-    """A failure that somebody must mend: retried slowly, because sshd penalises storms of those."""
+    """A failure that only an administrator can cause and fix: retried slowly, because sshd penalizes storms of those.
+
+    Nothing that a user of a polled server does is one.
+    """
 
 
 class HostKeyMismatch(SetupError):

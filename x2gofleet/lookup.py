@@ -35,10 +35,11 @@ _PLANS_KEPT = 1024
 
 @dataclass(frozen=True, slots=True)
 class TargetStatus:
-    """What is known of one target. Ages and times as in Snapshot; ``up`` is None where nobody has told lately.
+    """What is known of one target. Ages and times as in Snapshot; ``up`` is None (unknown) where nothing is cached.
 
     ``up`` is judged by sessions where these are polled: another kind's failure is told by ``error_class``,
-    ``error_text`` and ``failures`` of a target that is up.
+    ``error_text`` and ``failures`` of a target that is up. ``since_ms``: since when it is up or down; where that is
+    unknown, when it was last polled, None where no poll is on record.
     """
 
     id: str
@@ -59,9 +60,11 @@ class TargetStatus:
 class ServerStatus:
     """What is known of one server of the fleet.
 
-    ``up``: True, False (its newest poll of sessions failed) or None (unknown: no worker has told lately). ``ages``:
-    seconds since the server was last asked, per kind that is cached now. ``owner``: id of the worker that polls it.
-    ``since_ms``: since when it is up or down, ``read_at_ms``: when this was read; ms on the clock of Redis.
+    ``up``: True, False (its newest poll of sessions failed) or None (unknown: its snapshot has expired, or it was never
+    polled). ``ages``: seconds since the server was last asked, per kind that is cached now. ``owner``: id of the worker
+    that polls it. ``since_ms``: since when it is up or down without a gap; where ``up`` is None, when it was last
+    polled: nothing is known since then (None: no poll is on record). ``read_at_ms``: when this was read; both in ms on
+    the clock of Redis.
     """
 
     id: str
@@ -593,7 +596,10 @@ def _target_status(
         up = False
     elif Kind.SESSIONS in ages or (ages and Kind.SESSIONS not in target.kinds):
         up = True
+    since_ms = max((at[main] for at in (good, failed) if main in at), default=None)
     since = state.get(f"{main.value}.since".encode())
+    if up is not None:
+        since_ms = None if since is None else _number(since)
     text = state.get(f"{told.value}.error_text".encode(), b"") if broken else b""
     name = state.get(f"{told.value}.error_class".encode(), b"") if broken else b""
     return TargetStatus(
@@ -601,7 +607,7 @@ def _target_status(
         target.server,
         target.scope,
         up,
-        None if since is None else _number(since),
+        since_ms,
         ages,
         owner.decode() if owner else None,
         _number(state.get(f"{told.value}.failures".encode(), b"0")),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from x2gofleet_workers.embedded import EmbeddedValkey
-from x2gofleet_workers.polling import lanes
+from x2gofleet_workers.polling import exchange
 
 from x2gofleet.snapshot import Snapshot
 
@@ -212,8 +212,8 @@ def test_a_changed_host_name_is_seen_at_the_next_poll(server: RealX2GoServer, po
 def test_one_full_listing_runs_now_and_then_though_nothing_changed(
     server: RealX2GoServer, poll: PollFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert lanes.RELIST_SECONDS == 60.0
-    monkeypatch.setattr(lanes, "RELIST_SECONDS", 2.0)
+    assert exchange.RELIST_SECONDS == 60.0
+    monkeypatch.setattr(exchange, "RELIST_SECONDS", 2.0)
     server.insert_session("alice", 50)
     counter = server.count_commands()
     polled = poll(server)

@@ -1,4 +1,4 @@
-"""What a user of a polled server does costs that user's rows at most: the exact rows of all others keep being served."""
+"""What a user of a polled server does costs that user's rows at most: the exact rows of all others stay served."""
 
 from __future__ import annotations
 

@@ -95,17 +95,19 @@ class TestOnce:
             ["ts01", "ended", "alice", session("alice")],
         ]
         assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", row[0]) for row in rows)
-        assert run("--since", cursor_in(err))[0] == "no events since then\n"
+        assert run("--since", cursor_in(err))[0] == "no events since then are known\n"
 
     def test_of_one_server(self, run: Run) -> None:
         assert [row[1] for row in cells(run("--server", "ts02")[0])[1:]] == ["ts02", "ts02"]
-        assert run("--server", "ts03")[0] == "no events of ts03\n"
+        out, err = run("--server", "ts03")
+        assert out == "no events of ts03 are known\n"
+        assert err.startswith("x2gofleet: the changes on ts03 are unknown: not owned by any worker")
 
     def test_the_newest_or_the_first_after_a_cursor(self, run: Run) -> None:
         out, err = run("--limit", "2")
         assert [row[2] for row in cells(out)[1:]] == ["server down", "ended"]
-        assert run("--since", cursor_in(err))[0] == "no events since then\n"
-        assert run("--limit", "0")[0] == "no events\n"
+        assert run("--since", cursor_in(err))[0] == "no events since then are known\n"
+        assert run("--limit", "0")[0] == ""
         whole, cursor, found = json.loads(run("--json")[0])["events"], None, []
         beginning = "e30="
         for _ in range(3):
@@ -119,7 +121,8 @@ class TestOnce:
         out, err = run("--json", "--server", "ts02")
         document = json.loads(out)
         assert err == ""
-        assert document.keys() == {"server", "cached", "events", "cursor"}
+        assert document.keys() == {"server", "cached", "missing_servers", "unknown_servers", "events", "cursor"}
+        assert (document["missing_servers"], document["unknown_servers"]) == (["ts02"], [])
         assert (document["server"], document["cached"]) == ("ts02", True)
         started, down = document["events"]
         assert started | {"time": "", "id": ""} == {
@@ -253,7 +256,10 @@ def test_it_ends_when_nobody_reads_on_also_where_nothing_happens(follow: Follow)
     assert following.process.stdout is not None
     following.process.stdout.close()
     assert following.process.wait(TIMEOUT_SECONDS) == 0
-    assert following.said == ""
+    assert [line.split(": ")[1] for line in following.said.splitlines()] == [
+        "ts02 is down",
+        "the changes on ts03 are unknown",
+    ]
 
 
 def test_it_outlasts_outages_and_says_each_once(follow: Follow, tmp_path: Path, namespace: str) -> None:

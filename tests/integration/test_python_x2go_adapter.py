@@ -399,3 +399,40 @@ def test_importing_it_imports_no_x2go() -> None:
     )
     done = subprocess.run([sys.executable, "-c", with_nothing], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["sessions", "desktops", "mounts"])
+@pytest.mark.parametrize(
+    ("state", "known"),
+    [
+        ("up", True),
+        ("idle", True),
+        ("down a moment ago", True),
+        ("beside an unknown server", True),
+        ("down", False),
+        ("expired", False),
+        ("never polled", False),
+        ("not in the inventory", False),
+    ],
+)
+def test_what_is_unknown_is_not_cached(
+    adapter: Adapter, fleet: FleetBuilder, redis_client: redis.Redis, keys: Keys, state: str, known: bool, kind: str
+) -> None:
+    """Without the fallback: with it the client's own connection answers."""
+    adapter.make("fallback=False, refresh_seconds=0.2")
+    servers = ["ts01", "ts02"] if state == "beside an unknown server" else ["ts01"]
+    fleet.publish({"other" if state == "not in the inventory" else "mate": servers})
+    name, idle = session_name("alice"), state == "idle"
+    if state not in ("never polled", "not in the inventory"):
+        fleet.listing("ts01", "sessions", b"" if idle else row("alice"))
+        fleet.listing("ts01", "mounts", "" if idle else f"{name}|10.1.2.3|/m\n")
+        fleet.listing("alice@ts01", "desktops", "" if idle else "alice@:50\n")
+    if state in ("down", "down a moment ago"):
+        fleet.failure("ts01", kinds=(Kind.SESSIONS, Kind.MOUNTS))
+    if state in ("down", "expired"):
+        redis_client.delete(*(keys.snapshot(target, each) for target in ("ts01", "alice@ts01") for each in Kind))
+    listed = adapter.statuses() if kind == "sessions" else adapter.value(f"cache.list_{kind}('mate')")
+    there: dict[str, Any] = {"sessions": {name: "R"}, "desktops": ["alice@:50"], "mounts": {name: ["10.1.2.3|/m"]}}
+    none: dict[str, Any] = {"sessions": {}, "desktops": [], "mounts": {}}
+    assert listed == ((none if idle else there)[kind] if known else None)
+    assert adapter.cached(kind) is known

@@ -656,6 +656,27 @@ def test_the_status_of_servers(
     assert (two.up, two.failures, two.error_class, two.error_text) == (True, 0, "", "")
 
 
+def test_an_unknown_server_is_so_since_its_last_poll(
+    cache: Any, publish: Publish, fleet: Any, redis_client: redis.Redis, keys: Keys
+) -> None:
+    publish({"mate": ["ts01", "ts02"]})
+    for name in ("ts01", "ts02"):
+        fleet.listing(name, "sessions", STDOUT["sessions"], age_seconds=50)
+        fleet.listing(name, "sessions", STDOUT["sessions"], age_seconds=40)
+    fleet.failure("ts02", age_seconds=30)
+    fleet.listing("ts02", "sessions", STDOUT["sessions"], age_seconds=20)
+    redis_client.delete(*(keys.snapshot(name, Kind.SESSIONS) for name in ("ts01", "ts02")))
+    one, two = cache.servers()
+    assert (one.up, two.up) == (None, None)
+    assert 40_000 <= one.read_at_ms - one.since_ms < 50_000
+    assert 20_000 <= two.read_at_ms - two.since_ms < 30_000
+    assert [each.targets[0].since_ms for each in (one, two)] == [one.since_ms, two.since_ms]
+    fleet.listing("ts01", "sessions", STDOUT["sessions"], age_seconds=5)
+    one = cache.servers()[0]
+    assert one.up is True
+    assert 5_000 <= one.read_at_ms - one.since_ms < 40_000, "it was unknown in between"
+
+
 @pytest.mark.usefixtures("users_fleet")
 def test_the_status_of_a_server_that_is_polled_as_its_users(cache: Any, fleet: Any) -> None:
     one, two = cache.servers()

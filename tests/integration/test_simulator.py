@@ -36,6 +36,7 @@ from x2gofleet_workers.probe.reference import Agreement, compare_with_reference
 from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running_simulation
 
 from x2gofleet.errors import NotProven
+from x2gofleet.extras import how_to_install
 
 TIMEOUT_SECONDS = 20
 SHORT_SECONDS = 0.3
@@ -830,7 +831,7 @@ def test_the_command_refuses_what_it_can_not_do(tmp_path: Path, arguments: list[
 
 def test_without_asyncssh_the_message_names_what_to_install(tmp_path: Path) -> None:
     without = "import sys; sys.modules['asyncssh'] = None\n"
-    wanted = 'pip install "x2gofleet[demo]"'
+    wanted = how_to_install("demo")
     line = command("--servers", "1", "--write-inventory", str(tmp_path / "fleet.toml"), before=without)
     done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     assert done.returncode == 1

@@ -451,6 +451,22 @@ def test_the_state_tells_good_failed_and_recovered(store: Store, target: Target)
     assert target.state() == {**recovered, "sessions.good_at": str(base + 5000)}
 
 
+@pytest.mark.parametrize("gap", ["expired", "discarded"])
+def test_since_begins_anew_where_nothing_was_stored(store: Store, target: Target, gap: str) -> None:
+    lease = taken(store)
+    base = store.sync_clock() - 10_000
+    store.store(lease, 1, listing(store, polled_at_ms=base))
+    if gap == "expired":
+        target.client.pexpire(target.keys.snapshot("ts01", SESSIONS), 1)
+        wait_until(lambda: target.snapshot() == {})
+    else:
+        store.discard(lease, [SESSIONS])
+    assert store.store(lease, 2, listing(store, polled_at_ms=base + 1000)) is Outcome.STORED
+    store.store(lease, 3, listing(store, polled_at_ms=base + 2000))
+    good = {"sessions.good_at": str(base + 2000), "sessions.failures": "0", "sessions.since": str(base + 1000)}
+    assert target.state() == good
+
+
 def test_a_confirmation_recovers_too(store: Store, target: Target) -> None:
     lease = taken(store)
     base = store.sync_clock() - 10_000

@@ -163,7 +163,7 @@ def test_unchanged_sessions_are_confirmed_and_stay_fresh(
 def test_once_a_minute_the_listing_is_made_anew(
     running: OwnValkey, simulation: RunningSimulation, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("x2gofleet_workers.polling.lanes.RELIST_SECONDS", 0.7)
+    monkeypatch.setattr("x2gofleet_workers.polling.exchange.RELIST_SECONDS", 0.7)
     worker = start()
     wait_until(lambda: worker.pollers and worker.pollers["ts01"].counters.full_listings >= 3, "it is listed again")
     assert worker.pollers["ts01"].counters.confirmed >= 2

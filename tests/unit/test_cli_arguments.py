@@ -62,12 +62,16 @@ def test_bad_usage_is_told_and_exits_with_2(argv: list[str], said: str, capsys: 
 
 
 def test_a_password_is_never_in_a_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for url in ("http://:sesame@h", "redis://:open#sesame@h:1/0", "redis://u:sesame@127.0.0.1:1/0"):
+    urls = (
+        *("http://:sesame@h", "redis://:open#sesame@h:1/0", "redis://u:sesame@127.0.0.1:1/0", "redis://:sesame"),
+        *("redis://:sesame@very/sesame@redis.example.org:6379/0", "redis://h/0?password=a&sesame=1"),
+    )
+    for url in urls:
         assert main(["status", "--redis-url", url]) in (2, 3)
         monkeypatch.setenv("X2GOFLEET_REDIS_URL", url)
         assert main(["status"]) in (2, 3)
     out, err = capsys.readouterr()
-    assert err.count("\n") == 6
+    assert err.count("\n") == 2 * len(urls)
     assert "X2GOFLEET_REDIS_URL is no Redis URL" in err
     assert "sesame" not in out + err
 

@@ -23,10 +23,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from x2gofleet_workers import cli
 from x2gofleet_workers import worker as worker_module
-from x2gofleet_workers.endpoint import Endpoint, health_url, healthcheck
+from x2gofleet_workers.endpoint import Endpoint
+from x2gofleet_workers.health import EXIT_UNKNOWN, health_url, healthcheck
 from x2gofleet_workers.inventory import parse_inventory
 from x2gofleet_workers.metrics import (
     NO_METRICS,
+    Check,
     Condition,
     LaneName,
     Metrics,
@@ -34,18 +36,37 @@ from x2gofleet_workers.metrics import (
     Operation,
     PrometheusMetrics,
     Pulse,
+    RefreshAnswer,
     Result,
+    StaleReason,
     Standing,
 )
+from x2gofleet_workers.probe.reference import Agreement
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
+from x2gofleet.errors import CacheUnavailable
+from x2gofleet.extras import how_to_install
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Outcome
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+RULES = DOCUMENT.parent / "prometheus" / "x2gofleet.rules.yml"
 WORKERS = Path(x2gofleet_workers.__file__).parent
 REFUSALS = [outcome for outcome in Outcome if outcome is not Outcome.STORED]
-STANDING = Standing({"up": 2, "backing_off": 1}, dict.fromkeys(Kind, 1.5), 3, 4, 5, "abc123")
+STANDING = Standing(
+    conditions={"up": 2, "backing_off": 1},
+    oldest_seconds=dict.fromkeys(Kind, 1.5),
+    stale={(Kind.SESSIONS, "down"): 1, (Kind.MOUNTS, "late"): 2},
+    missed_runs=3,
+    overlapping_runs=4,
+    clock_steps=5,
+    inventory="abc123",
+    inventory_targets=7,
+    inventory_refused=True,
+    inventory_outdated=False,
+    redis_up=True,
+    checks={"live": True, "ready": False},
+)
 Series = tuple[str, tuple[tuple[str, str], ...]]
 
 INVENTORY = """
@@ -113,7 +134,10 @@ def test_each_event_counts_in_its_place(metrics: PrometheusMetrics) -> None:
         redis_call: {"x2gofleet_redis_seconds_count{renew}": 1},
         metrics.refresh_asked: {"x2gofleet_refresh_requests_total": 1},
         metrics.refresh_polled: {"x2gofleet_refresh_polls_total": 1},
+        lambda: metrics.refresh_answered("failed", 3): {"x2gofleet_refresh_answers_total{failed}": 3},
         metrics.connected: {"x2gofleet_connections_total": 1},
+        metrics.worker_exhausted: {"x2gofleet_worker_exhausted_total": 1},
+        lambda: metrics.compared(Agreement.DIFFERS): {"x2gofleet_reference_comparisons_total{differs}": 1},
     }
     assert len(acts) == len(public(Metrics)), "an event is not tried here"
     for act, expected in acts.items():
@@ -162,6 +186,8 @@ def test_every_series_is_there_from_the_start_and_none_comes(metrics: Prometheus
     for operation in get_args(Operation):
         with metrics.redis_call(operation):
             pass
+    for answer in get_args(RefreshAnswer):
+        metrics.refresh_answered(answer, 2)
     assert set(scrape(metrics)) == before
     values: dict[str, set[str]] = {}
     for _, labels in before:
@@ -176,7 +202,11 @@ def test_every_series_is_there_from_the_start_and_none_comes(metrics: Prometheus
         "outcome": {outcome.value for outcome in REFUSALS},
         "operation": set(get_args(Operation)),
         "condition": set(get_args(Condition)),
+        "answer": set(get_args(RefreshAnswer)),
+        "reason": set(get_args(StaleReason)),
+        "check": set(get_args(Check)),
         "digest": {"abc123"},
+        "agreement": {agreement.value for agreement in Agreement},
     }
 
 
@@ -191,6 +221,26 @@ def test_what_is_looked_up_at_each_scrape(metrics: PrometheusMetrics) -> None:
     assert found["x2gofleet_overlapping_runs_total", ()] == 4
     assert found["x2gofleet_clock_steps_total", ()] == 5
     assert found["x2gofleet_inventory_info", (("digest", "abc123"),)] == 1
+    assert found["x2gofleet_inventory_targets", ()] == 7
+    assert (found["x2gofleet_inventory_refused", ()], found["x2gofleet_inventory_outdated", ()]) == (1, 0)
+    assert found["x2gofleet_redis_up", ()] == 1
+    assert {check: found["x2gofleet_health", (("check", check),)] for check in get_args(Check)} == {
+        "live": 1,
+        "ready": 0,
+    }
+    stale = {
+        (kind.value, reason): found["x2gofleet_stale_targets", (("kind", kind.value), ("reason", reason))]
+        for kind in Kind
+        for reason in get_args(StaleReason)
+    }
+    assert {labels for labels, value in stale.items() if value} == {("sessions", "down"), ("mounts", "late")}
+    assert stale["mounts", "late"] == 2
+
+
+def test_the_start_is_told_in_the_time_of_the_machine() -> None:
+    before = time.time()
+    started = scrape(PrometheusMetrics())["x2gofleet_start_time_seconds", ()]
+    assert before <= started <= time.time()
 
 
 def test_two_workers_of_one_process_count_apart(metrics: PrometheusMetrics) -> None:
@@ -213,7 +263,7 @@ def test_both_formats_are_well_formed_and_hold_the_same(metrics: PrometheusMetri
     assert metrics.exposition()[1].startswith("text/plain; version=0.0.4")
 
 
-# The document
+# The document and the alerts
 
 
 def families(metrics: PrometheusMetrics) -> Iterator[tuple[str, str, str, str]]:
@@ -229,18 +279,32 @@ def test_the_document_lists_every_metric_as_it_is(metrics: PrometheusMetrics) ->
     assert sorted(tuple(cell.strip() for cell in row.split(" | ")) for row in rows) == sorted(families(metrics))
 
 
-def test_the_document_s_alerts_ask_for_metrics_that_exist(metrics: PrometheusMetrics) -> None:
-    alerts = DOCUMENT.read_text(encoding="utf-8").split("```yaml")[1]
-    asked = set(re.findall(r"x2gofleet_\w+", alerts))
-    assert len(asked) >= 3
-    assert asked <= {name for name, _ in scrape(metrics)}
-    for condition in re.findall(r'condition="(\w+)"', alerts):
-        assert condition in get_args(Condition)
+def test_the_alerts_ask_for_series_that_exist(metrics: PrometheusMetrics) -> None:
+    rules = RULES.read_text(encoding="utf-8")
+    series = set(scrape(metrics))
+    found = re.findall(r"(x2gofleet_\w+)\{([^}]*)\}", re.sub(r"\{\{.*?\}\}", "", rules))
+    assert len(found) >= 16
+    for name, selector in found:
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', selector))
+        assert labels.pop("job") == "x2gofleet", name
+        assert any(name == there and labels.items() <= dict(pairs).items() for there, pairs in series), (name, labels)
+    names = {name for name, _ in series}
+    assert set(re.findall(r"\bx2gofleet_\w+", rules)) <= names | {name.removesuffix("_bucket") for name in names}
+
+
+def test_the_document_has_each_alert_with_what_to_do() -> None:
+    rules = re.split(r"^      - alert: ", RULES.read_text(encoding="utf-8"), flags=re.M)[1:]
+    rows = re.findall(r"^\| `(X2Go\w+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.M)
+    assert rows == [rule.partition("\n")[0] for rule in rules]
+    for rule in rules:
+        for part in ("expr:", "severity:", "summary:", "description:", "remedy:"):
+            assert part in rule, (part, rule)
 
 
 def test_the_document_names_every_value_of_the_labels() -> None:
     text = DOCUMENT.read_text(encoding="utf-8").partition("## Every metric")[2].partition("|")[0]
-    for value in (*Kind, *REFUSALS, *get_args(Result), *get_args(LaneName), *get_args(Condition), *get_args(Operation)):
+    values = (Result, LaneName, Condition, Operation, RefreshAnswer, StaleReason, Check)
+    for value in (*Kind, *REFUSALS, *(value for each in values for value in get_args(each))):
         assert re.search(rf"\b{value}\b", text), value
 
 
@@ -271,6 +335,7 @@ sys.meta_path.insert(0, Blocked())
 from x2gofleet_workers import cli
 from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.polling import TargetPoller
+from x2gofleet_workers.probe.reference import Agreement
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
 path, *more = sys.argv[1:]
@@ -295,8 +360,8 @@ def test_without_prometheus_client_only_metrics_are_refused(tmp_path: Path) -> N
     refused = run_without_prometheus(path, "--metrics-port", "0")
     assert refused.returncode == cli.EXIT_FAILED
     assert refused.stderr.splitlines() == [
-        'x2gofleet-worker: metrics need the package prometheus_client: pip install "x2gofleet[worker]", '
-        "or leave --metrics-port (X2GOFLEET_METRICS_PORT) out"
+        "x2gofleet-worker: metrics need the package prometheus_client. Leave --metrics-port (X2GOFLEET_METRICS_PORT) "
+        f"out, or: {how_to_install('worker')}"
     ]
 
 
@@ -308,6 +373,7 @@ class Checks:
 
     def __init__(self) -> None:
         self.live = self.ready = ""
+        self.warnings: tuple[str, ...] = ()
 
 
 @pytest.fixture
@@ -317,7 +383,7 @@ def checks() -> Checks:
 
 @pytest.fixture
 def endpoint(metrics: PrometheusMetrics, checks: Checks) -> Iterator[Endpoint]:
-    made = Endpoint(metrics, lambda: checks.live, lambda: checks.ready)
+    made = Endpoint(metrics, lambda: checks.live, lambda: checks.ready, lambda: checks.warnings)
     made.start()
     yield made
     made.stop()
@@ -355,6 +421,19 @@ def test_paths_and_their_answers(endpoint: Endpoint, checks: Checks) -> None:
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert headers["Server"] == "x2gofleet-worker"
     assert ask(endpoint, "/metrics", Accept="application/openmetrics-text")[1].endswith("# EOF\n")
+
+
+def test_warnings_are_lines_of_ready_and_change_no_status(endpoint: Endpoint, checks: Checks) -> None:
+    checks.warnings = ("fleet.toml:3:\nno \x1b[2Jserver", "another")
+    assert ask(endpoint, "/ready")[:2] == (200, "ok\nwarning: fleet.toml:3: no [2Jserver\nwarning: another\n")
+    assert ask(endpoint, "/live")[:2] == (200, "ok\n")
+    assert healthcheck(f"{endpoint.url}/ready") == (
+        True,
+        "ok\nwarning: fleet.toml:3: no [2Jserver\nwarning: another",
+    )
+    checks.ready = "the worker is stopping"
+    assert ask(endpoint, "/ready")[0] == 503
+    assert healthcheck(f"{endpoint.url}/ready")[1].startswith("the worker is stopping\nwarning: fleet.toml:3:")
 
 
 def test_a_scrape_that_fails_is_said_and_the_next_is_answered(caplog: pytest.LogCaptureFixture) -> None:
@@ -481,10 +560,11 @@ def test_the_command_healthcheck(
     capsys.readouterr()
     assert cli.main(["healthcheck", "--url", f"{endpoint.url}/ready"]) == cli.EXIT_FAILED
     assert capsys.readouterr().out == f"{checks.ready}\n"
+    monkeypatch.setenv("X2GOFLEET_REDIS_URL", "unix:///nonexistent/socket")
     for port in ("0", ""):
         monkeypatch.setenv("X2GOFLEET_METRICS_PORT", port)
-        assert cli.main(["healthcheck"]) == cli.EXIT_FAILED
-        assert capsys.readouterr().out == "where is the worker? give --url, or set X2GOFLEET_METRICS_PORT\n"
+        assert cli.main(["healthcheck"]) == EXIT_UNKNOWN, "the heartbeat in Redis is looked for"
+        assert "Set X2GOFLEET_METRICS_PORT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("port", ["65536", "-1", "http", "1.5"])
@@ -572,8 +652,42 @@ def test_a_worker_is_not_ready_before_it_began_nor_while_it_stops(worker: Worker
     assert worker.ready_problem() == "the worker is stopping"
 
 
+def test_a_refused_inventory_is_a_warning_and_no_reason_to_stop(worker: Worker) -> None:
+    worker.ownership.problem = worker._unpublished = ""
+    assert worker.warnings() == ()
+    assert not worker.standing().inventory_refused
+    worker._inventory.error = "fleet.toml:7: there is no server"
+    assert worker.warnings() == (
+        "the inventory file is refused, the previous inventory stays in force: fleet.toml:7: there is no server",
+    )
+    standing = worker.standing()
+    assert standing.inventory_refused
+    assert standing.checks == {"live": True, "ready": True}
+
+
+def test_redis_is_up_after_a_heartbeat_alone(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def beat(failure: Exception | None) -> bool:
+        def tick() -> None:
+            worker.ownership._stop.set()
+            if failure is not None:
+                raise failure
+
+        monkeypatch.setattr(worker.ownership, "tick", tick)
+        worker.ownership._stop.clear()
+        worker.ownership._run()
+        return worker.standing().redis_up
+
+    assert not worker.standing().redis_up
+    assert beat(None)
+    assert not beat(CacheUnavailable("gone"))
+    assert beat(None)
+    assert beat(ValueError("of the worker itself")), "it says nothing about Redis"
+
+
 def test_a_worker_that_owns_nothing(worker: Worker) -> None:
     standing = worker.standing()
     assert standing.owned == 0
     assert standing.oldest_seconds == {}
+    assert standing.stale == {}
+    assert standing.inventory_targets == 1
     assert standing.inventory == worker._inventory.published.version.rpartition("-")[2]

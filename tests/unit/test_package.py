@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
 LAYERS = (
-    *("errors", "kinds", "keys", "hints", "load", "rows", "parsing", "events", "fleet", "model", "snapshot"),
+    *("errors", "extras", "kinds", "keys", "hints", "load", "rows", "parsing", "events", "fleet", "model", "snapshot"),
     "connection",
 )
 CONNECTION_LAYERS = (
@@ -196,6 +197,15 @@ def test_imports_within_the_connections_go_down_only() -> None:
         names = names_from("x2gofleet.connection", package / f"{module}.py")
         assert names <= set(CONNECTION_LAYERS[:place]), f"connection/{module}.py imports upwards"
     assert {path.stem for path in package.glob("*.py")} == set(CONNECTION_LAYERS)
+
+
+def test_the_container_s_build_is_given_what_the_package_is_built_of() -> None:
+    top = LIBRARY.parent
+    project = tomllib.loads((top / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    wanted = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
+    given = {line[1:] for line in (top / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert given == wanted | {package.partition("/")[0] for package in packages}
 
 
 def test_both_packages_are_typed() -> None:

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from apscheduler.executors.pool import BasePoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 from x2gofleet_workers import schedule as schedule_module
@@ -182,6 +184,85 @@ def test_a_late_run_is_made_late_and_once(schedule: Schedule) -> None:
     wait_until(lambda: next_run(schedule, "ts01/quick") > time.time())
     assert ran == [1], "ten missed runs were not made one"
     assert schedule.missed == 0
+
+
+def test_a_job_that_runs_once_waits_for_no_interval(clocks: Clocks, schedule: Schedule) -> None:
+    schedule.add("ts01/quick", HOUR, nothing)
+    schedule.once("ts01/quick/retry", 30.0, nothing)
+    assert next_run(schedule, "ts01/quick/retry") == pytest.approx(clocks.wall + 30.0, abs=1e-3)
+    assert schedule.seconds_until("ts01/quick/retry") == 30.0
+    clocks.passes(10.0)
+    assert schedule.seconds_until("ts01/quick/retry") == 20.0
+    assert schedule.names() == ("ts01/quick",)
+
+
+def test_it_runs_once_and_a_later_one_takes_its_place(schedule: Schedule) -> None:
+    ran: list[str] = []
+    schedule.once("ts01/retry", HOUR, lambda: ran.append("first"))
+    schedule.once("ts01/retry", 0.01, lambda: ran.append("second"))
+    wait_until(lambda: bool(ran))
+    assert ran == ["second"]
+    assert schedule.seconds_until("ts01/retry") is None
+    assert schedule._scheduler.get_jobs() == []
+
+
+def test_it_may_set_up_the_next_one_while_it_still_runs(schedule: Schedule) -> None:
+    ran: list[int] = []
+    go_on = threading.Event()
+
+    def again() -> None:
+        ran.append(1)
+        if len(ran) < 3:
+            schedule.once("ts01/retry", 0.01, again)
+        go_on.wait(10)
+
+    schedule.once("ts01/retry", 0.01, again)
+    wait_until(lambda: len(ran) == 3)
+    go_on.set()
+    assert schedule.overlapped == 0
+
+
+def test_it_is_tried_again_where_no_thread_could_be_started(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule_module, "_TRY_AGAIN_SECONDS", 0.05)
+    submit = BasePoolExecutor._do_submit_job
+    refused: list[str] = []
+
+    def refuse_twice(executor: BasePoolExecutor, job: Any, run_times: Any) -> None:
+        if len(refused) < 2:
+            refused.append(job.id)
+            raise RuntimeError("can't start new thread")
+        submit(executor, job, run_times)
+
+    monkeypatch.setattr(BasePoolExecutor, "_do_submit_job", refuse_twice)
+    ran: list[int] = []
+    schedule.once("ts01/retry", 0.01, lambda: ran.append(1))
+    wait_until(lambda: bool(ran))
+    assert refused == ["ts01/retry"] * 2
+    assert schedule._scheduler.get_jobs() == []
+    assert ran == [1]
+
+
+def test_one_that_is_removed_does_not_run(schedule: Schedule) -> None:
+    ran: list[int] = []
+    schedule.once("ts01/retry", 0.2, lambda: ran.append(1))
+    schedule.remove("ts01/retry")
+    schedule.remove("ts01/retry")
+    schedule.once("ts02/retry", 0.3, lambda: ran.append(2))
+    wait_until(lambda: bool(ran))
+    assert ran == [2]
+
+
+@pytest.mark.parametrize("step", [-HOUR, 1.5, HOUR])
+def test_after_a_step_of_the_clock_it_runs_when_it_would_have(clocks: Clocks, schedule: Schedule, step: float) -> None:
+    # APScheduler has the real clock, by which a time before now would be due.
+    schedule._scheduler.pause()
+    schedule.once("ts01/retry", 30.0, nothing)
+    clocks.passes(10.0)
+    clocks.wall += step
+    assert schedule.follow_clock()
+    assert next_run(schedule, "ts01/retry") == pytest.approx(clocks.wall + 20.0, abs=1e-3)
 
 
 def test_stop_before_start_and_twice() -> None:

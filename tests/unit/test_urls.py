@@ -29,23 +29,96 @@ def test_the_url_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ("url", "shown"),
     [
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
-        ("redis://:s3cret@127.0.0.1:6379/0", "redis://:***@127.0.0.1:6379/0"),
-        ("redis://reader:s3cret@[::1]:6379/2", "redis://reader:***@[::1]:6379/2"),
-        ("redis://reader:s3@cret@h/0", "redis://reader:***@h/0"),
-        ("unix://reader:s3cret@/run/valkey.sock?db=1", "unix://reader:***@/run/valkey.sock?db=1"),
-        ("redis://reader@h:1/0", "redis://reader@h:1/0"),
+        ("redis://:s3cret@127.0.0.1:6379/0", "redis://***@127.0.0.1:6379/0"),
+        ("redis://reader:s3cret@[::1]:6379/2", "redis://***@[::1]:6379/2"),
+        ("redis://reader:s3@cret@h/0", "redis://***@h/0"),
+        ("unix://reader:s3cret@/run/valkey.sock?db=1", "unix://***@/run/valkey.sock?db=1"),
+        ("redis://s3cret@h:1/0", "redis://***@h:1/0"),
         ("unix:///run/valkey.sock?db=1&password=s3cret", "unix:///run/valkey.sock?db=1&password=***"),
-        ("redis://h/0?username=reader&password=s3cret", "redis://h/0?username=reader&password=***"),
-        ("redis://h/0?PASSWORD=s3cret", "redis://h/0?PASSWORD=***"),
-        ("redis+sentinel://w:s3cret@h1,h2/mymaster", "redis+sentinel://w:***@h1,h2/mymaster"),
+        ("unix:///run/a@b.sock", "unix:///run/a@b.sock"),
+        ("redis://h/0?username=reader&password=s3cret", "redis://h/0?username=***&password=***"),
+        ("rediss://h/0?ssl_ca_certs=/ca.pem&password=s3cret", "rediss://h/0?ssl_ca_certs=/ca.pem&password=***"),
+        ("redis+sentinel://w:s3cret@h1,h2/mymaster", "redis+sentinel://***@h1,h2/mymaster"),
         ("redis+sentinel://h1/m?sentinel_password=s3cret&db=1", "redis+sentinel://h1/m?sentinel_password=***&db=1"),
-        ("redis://:s3/cret@h/0", "redis://***@h/0"),
-        ("redis://:s3#cret@h/0", "redis://***@h/0"),
-        ("reader:s3cret@h", "reader:***@h"),
+        # What is not understood has only its scheme shown.
+        ("redis://h/0?PASSWORD=s3cret", "redis://***"),
+        ("redis://:s3/cret@h/0", "redis://***"),
+        ("redis://:s3#cret@h/0", "redis://***"),
+        ("redis://:s3cret/0", "redis://***"),
+        ("reader:s3cret@h", "***"),
+        ("s3cret://h", "***"),
+        ("", "***"),
     ],
 )
 def test_a_shown_url_has_no_password(url: str, shown: str) -> None:
     assert redact_url(url) == shown
+
+
+# Each part of the password begins with Zq, so that any part of it that is shown is found.
+PARTS = "Zq1z/Zq2z", "Zq1z@Zq2z", "Zq1z?Zq2z", "Zq1z#Zq2z", "Zq1z:Zq2z", "Zq1z&Zq2z=Zq3z", "Zq1z%zz%ff", "Zq1z[Zq2z]"
+PASSWORDS = (
+    "Zq1z",
+    *PARTS,
+    *(f"{one}{two}" for one in PARTS for two in PARTS),
+    "Zq1z\nZq2z",
+    "Zq1z Zq2z",
+    "Zq1z\udcffZq2z",
+    "Zq1z\uff0fZq2z",
+    "@/Zq1z@/Zq2z@",
+    "//Zq1z//Zq2z",
+)
+WRITTEN = (
+    "redis://:{}@redis.example.org:6379/0",
+    "redis://reader:{}@h",
+    "redis://{}@h:port/0",
+    "redis://:{}@",
+    "redis://:{}",
+    "redis://:{}/0",
+    "redis://{}:h:6379/0",
+    "redis://reader:{}@[::1/0",
+    "redis://reader:{}@h:70000/0",
+    "redis://reader:{}@h/zero",
+    "redis://reader:{}@h/0?db=zero",
+    "redis://h/{}",
+    "redis://h/0?password={}&protocol=3",
+    "redis://h/0?password={}&{}",
+    "redis://h/0?{}",
+    "redis://h/0?{}=1",
+    "redis://h/0?db={}",
+    "rediss://:{}@h/0?ssl_cert_reqs=none",
+    "redis+sentinel://w:{}@h1,h2,w:{}@h3/mymaster",
+    "redis+sentinel://w:{}@h1",
+    "redis+sentinel://h1/m?sentinel_password={}&x",
+    "redis+cluster://w:{}@h1:7000,h2/5",
+    "unix://reader:{}@/run/x.sock",
+    "unix://reader:{}@run/x.sock",
+    "unix:///run/x.sock?password={}&db=zero",
+    "unix://{}",
+    "http://:{}@h",
+    ":{}@h:6379",
+    "{}",
+    "{}://h",
+)
+# In a URL that is understood, what stands in the place of a host or a path is none.
+WHERE_HOSTS_ARE = ("redis://:{}@", "redis://:{}", "redis://:{}/0", "redis://h/{}", "unix://{}", "redis://{}:h:6379/0")
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_no_part_of_a_password_is_shown_however_the_url_is_written(written: str) -> None:
+    refused = 0
+    for password in PASSWORDS:
+        url = written.replace("{}", password)
+        said = [redact_url(url)]
+        try:
+            RedisUrl.parse(url)
+        except ValueError as exc:
+            refused += 1
+            said += [str(exc), repr(exc.__cause__)]
+        else:
+            if written in WHERE_HOSTS_ARE:
+                continue
+        assert not [text for text in said if "Zq" in text], url
+    assert refused > 0
 
 
 @pytest.mark.parametrize(
@@ -68,6 +141,24 @@ def test_a_shown_url_has_no_password(url: str, shown: str) -> None:
         ("rediss+sentinel://h1/mymaster", "sentinel", (("h1", 26379),), "", "mymaster", 0),
         ("redis+cluster://h1:7000,h2:7001", "cluster", (("h1", 7000), ("h2", 7001)), "", "", 0),
         ("rediss+cluster://h1/0", "cluster", (("h1", 6379),), "", "", 0),
+        ("redis://[2001:db8::1]", "node", (("2001:db8::1", 6379),), "", "", 0),
+        ("redis://[::ffff:192.0.2.1]:7000", "node", (("::ffff:192.0.2.1", 7000),), "", "", 0),
+        ("redis://[fe80::1%eth0]:7000/1", "node", (("fe80::1%eth0", 7000),), "", "", 1),
+        ("redis://[fe80::1%25eth0]:7000/1", "node", (("fe80::1%eth0", 7000),), "", "", 1),
+        ("redis://:6380", "node", (("localhost", 6380),), "", "", 0),
+        ("redis://bücher.example/", "node", (("bücher.example", 6379),), "", "", 0),
+        ("  redis://h:7000/3\n", "node", (("h", 7000),), "", "", 3),
+        ("unix:///run/a@b.sock", "unix", (), "/run/a@b.sock", "", 0),
+        (
+            "redis+sentinel://[::1]:26379,[2001:db8::2]:5,h3,[::4]/my%20master",
+            "sentinel",
+            (("::1", 26379), ("2001:db8::2", 5), ("h3", 26379), ("::4", 26379)),
+            "",
+            "my master",
+            0,
+        ),
+        ("redis+sentinel://h1,[::2]/m", "sentinel", (("h1", 26379), ("::2", 26379)), "", "m", 0),
+        ("redis+cluster://[::1]:7000,[::2]:7001", "cluster", (("::1", 7000), ("::2", 7001)), "", "", 0),
     ],
 )
 def test_what_a_url_says(
@@ -96,19 +187,38 @@ def test_tls_files() -> None:
         ("", "its scheme is none of"),
         ("127.0.0.1:6379", "its scheme is none of"),
         ("http://127.0.0.1:6379/0", "its scheme is none of"),
-        ("redis://:s3cret@127.0.0.1:port/0", "'127.0.0.1:port' is no HOST:PORT"),
-        ("redis://:s3cret@h:70000/0", "is no HOST:PORT"),
+        ("redis://:s3cret@127.0.0.1:port/0", "host 1 of 1 is not HOST:PORT"),
+        ("redis://:s3cret@h:70000/0", "with a port from 1 to 65535"),
+        ("redis://h:0/0", "with a port from 1 to 65535"),
+        ("redis://h:/0", "is not HOST:PORT"),
+        ("redis://::1/0", "[ ] around an IPv6 address"),
+        ("redis://[::1]x/0", "is not HOST:PORT"),
+        ("redis://x[::1]/0", "is not HOST:PORT"),
+        ("redis://[::1]]/0", "is not HOST:PORT"),
+        ("redis://[127.0.0.1]/0", "something other than an IPv6 address"),
+        ("redis://[v1.x]/0", "something other than an IPv6 address"),
+        ("redis://[]/0", "something other than an IPv6 address"),
+        ("redis://[fe80::1%]/0", "something other than an IPv6 address"),
+        ("redis://[::1%a b]/0", "something other than an IPv6 address"),
+        ("redis+sentinel://h1,[::2/m", "host 2 of 2 is not HOST:PORT"),
+        ("redis+sentinel://w:p@h1,w:p@h2/m", "before the first host"),
         ("redis://h1,h2/0", "it names several hosts"),
-        ("redis+cluster://h1,,h2", "one of its hosts is empty"),
-        ("redis://127.0.0.1:6379/zero", "the database 'zero' is no number"),
-        ("redis://127.0.0.1:6379/0/1", "is no number"),
+        ("redis+cluster://h1,,h2", "host 2 of 3 is empty"),
+        ("redis+cluster://h1,:7001", "host 2 of 2 is empty"),
+        ("redis://127.0.0.1:6379/zero", "behind the hosts and /, is not a number"),
+        ("redis://127.0.0.1:6379/0/1", "is not a number"),
+        ("redis://h\n1/0", "control character"),
+        ("redis://:\udcff@h/0", "is not UTF-8 text"),
+        ("redis://:%ff@h/0", "percent-encodes is not UTF-8 text"),
         ("redis+cluster://h/1", "no database but 0"),
         ("redis+sentinel://h1", "the name of the master is missing"),
         ("unix://", "three slashes"),
         ("unix://run/x.sock", "three slashes"),
-        ("unix:///run/x.sock?db=zero", "is no number"),
+        ("unix:///run/x.sock?db=zero", "behind db=, is not a number"),
         ("redis://127.0.0.1/0?socket_timeout=60", "unknown option 'socket_timeout'"),
         ("redis://127.0.0.1/0?decode_responses=yes", "unknown option"),
+        ("redis://127.0.0.1/0?s3cret=yes", "unknown option; known here are db, password, username"),
+        ("redis://h?db=1&&db=2", "NAME=VALUE"),
         ("redis://127.0.0.1/0?password=s3cret&protocol=3", "unknown option 'protocol'"),
         ("redis://127.0.0.1/0?ssl_ca_certs=/x", "unknown option 'ssl_ca_certs'"),
         ("redis://127.0.0.1/0?db", "NAME=VALUE"),
@@ -117,7 +227,8 @@ def test_tls_files() -> None:
         ("redis://:s3#cret@h/0", "percent-encoded"),
         ("redis://:s3/cret@h/0", "percent-encoded"),
         ("redis://:s3?cret@h/0", "percent-encoded"),
-        ("redis://:s3cret@[::1/0", "can't be understood"),
+        ("redis://:s3cret@[::1/0", "is not HOST:PORT"),
+        ("redis://:s3/cret@h@x/0", "percent-encoded"),
         ("rediss://h?ssl_ca_certs=/nonexistent/ca.pem", "/nonexistent/ca.pem can't be read"),
         ("rediss://h?ssl_keyfile=/etc/hostname", "ssl_keyfile needs ssl_certfile"),
         (f"rediss://h?ssl_ca_certs={__file__}", "holds no CA certificate in PEM"),
@@ -130,6 +241,35 @@ def test_another_url_is_refused_without_its_password(url: str, said: str, make: 
         make(url)  # type: ignore[operator]
     assert said in str(caught.value)
     assert "s3" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "username", "password"),
+    [
+        ("redis://w:p%40%2F%3F%23%25%3A@h", "w", "p@/?#%:"),
+        ("redis://w:a:b@h", "w", "a:b"),
+        ("redis://w:a@b@h", "w", "a@b"),
+        ("redis://w:[a]@h", "w", "[a]"),
+        ("redis://w:a+b@h", "w", "a+b"),
+        ("redis://w:a b@[::1]:1", "w", "a b"),
+        ("redis://w:\uff0f\uff20@h", "w", "\uff0f\uff20"),
+        ("redis://w:p%C3%A4@h", "w", "p\u00e4"),
+        ("redis+sentinel://w:p%40@[::1],[::2]/m", "w", "p@"),
+        ("redis://h?username=w&password=a+b%2Bc%26%3D", "w", "a b+c&="),
+        ("redis://h?password=a&password=b", "", "b"),
+        ("unix:///s?password=p@url", "", "p@url"),
+        ("unix://w:p@/s", "w", "p"),
+    ],
+)
+def test_who_asks(url: str, username: str, password: str) -> None:
+    assert RedisUrl.parse(url).credentials == Credentials(username, password)
+
+
+def test_a_password_of_the_environment_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("X2GOFLEET_REDIS_PASSWORD", "Zq1z\udcff")
+    with pytest.raises(ValueError, match="X2GOFLEET_REDIS_PASSWORD is not UTF-8 text") as caught:
+        RedisUrl.parse("redis://h")
+    assert "Zq" not in str(caught.value)
 
 
 def credentials(url: str) -> Credentials:

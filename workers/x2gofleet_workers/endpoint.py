@@ -1,25 +1,22 @@
-"""endpoint: a worker's metrics and health over HTTP: /metrics, /live, /ready; and the command that asks for health."""
+"""endpoint: a worker's metrics and health over HTTP: /metrics, /live, /ready."""
 
 from __future__ import annotations
 
-import http.client
 import logging
 import socket
 import socketserver
 import sys
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import cast
 
+from x2gofleet_workers.health import one_line, url_place
 from x2gofleet_workers.metrics import MetricsError, PrometheusMetrics
 
 _CLIENT_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 0.25
-_LONGEST_LINE = 400
 _TEXT = "text/plain; charset=utf-8"
 
 log = logging.getLogger(__name__)
@@ -28,7 +25,8 @@ log = logging.getLogger(__name__)
 class Endpoint:
     """Serves until it is stopped; ``live`` and ``ready`` return what is wrong, "" where nothing is.
 
-    Port 0 takes a free one. Raises MetricsError where it can't listen.
+    ``warnings`` returns what /ready adds, a line each, without effect on its status. Port 0 takes a free one. Raises
+    MetricsError where it can't listen.
     """
 
     def __init__(
@@ -36,14 +34,15 @@ class Endpoint:
         metrics: PrometheusMetrics,
         live: Callable[[], str],
         ready: Callable[[], str],
+        warnings: Callable[[], Sequence[str]] = tuple,
         *,
         address: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
         try:
-            self._server = _Server(metrics, {"/live": live, "/ready": ready}, address, port)
+            self._server = _Server(metrics, {"/live": (live, tuple), "/ready": (ready, warnings)}, address, port)
         except OSError as exc:
-            raise MetricsError(f"metrics can't be served on {_place(address, port)}: {exc.strerror or exc}") from exc
+            raise MetricsError(f"metrics can't be served on {url_place(address, port)}: {exc.strerror or exc}") from exc
         self._address = address
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_SHUTDOWN_SECONDS,), name="x2gofleet-metrics", daemon=True
@@ -52,7 +51,7 @@ class Endpoint:
     @property
     def url(self) -> str:
         """Where it listens, without a path: ``http://127.0.0.1:9464``."""
-        return f"http://{_place(self._address, self._server.server_address[1])}"
+        return f"http://{url_place(self._address, self._server.server_address[1])}"
 
     def start(self) -> None:
         """Begin to serve in a thread."""
@@ -65,17 +64,14 @@ class Endpoint:
         self._server.server_close()
 
 
-def _place(address: str, port: int | str) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+_Check = tuple[Callable[[], str], Callable[[], Sequence[str]]]
 
 
 class _Server(ThreadingHTTPServer):
     # With the usual five, a few clients at once wait a second or three for their connections.
     request_queue_size = 128
 
-    def __init__(
-        self, metrics: PrometheusMetrics, checks: dict[str, Callable[[], str]], address: str, port: int
-    ) -> None:
+    def __init__(self, metrics: PrometheusMetrics, checks: dict[str, _Check], address: str, port: int) -> None:
         self.metrics, self.checks = metrics, checks
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         super().__init__((address, port), _Handler)
@@ -105,16 +101,17 @@ class _Handler(BaseHTTPRequestHandler):
                 body, content_type = server.metrics.exposition(self.headers.get("Accept", ""))
                 self._send(HTTPStatus.OK, body, content_type)
             elif path in server.checks:
-                problem = server.checks[path]()
+                check, warnings = server.checks[path]
+                problem = check()
                 status = HTTPStatus.SERVICE_UNAVAILABLE if problem else HTTPStatus.OK
-                self._send(status, _line(problem or "ok"), _TEXT)
+                self._send(status, _lines(problem or "ok", *(f"warning: {each}" for each in warnings())), _TEXT)
             else:
-                self._send(HTTPStatus.NOT_FOUND, _line("there are /metrics, /live and /ready"), _TEXT)
+                self._send(HTTPStatus.NOT_FOUND, _lines("there are /metrics, /live and /ready"), _TEXT)
         except OSError:
             raise
         except Exception as exc:
             log.exception("%s could not be answered", path)
-            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, _line(f"the worker failed: {type(exc).__name__}"), _TEXT)
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, _lines(f"the worker failed: {type(exc).__name__}"), _TEXT)
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -132,33 +129,5 @@ class _Handler(BaseHTTPRequestHandler):
         log.debug("%s %s", self.address_string(), format % args)
 
 
-def _line(text: str) -> bytes:
-    return f"{_plain(text)}\n".encode("utf-8", "replace")
-
-
-def health_url(address: str, port: str) -> str:
-    """Return the URL of /live at the address and port that a worker on this machine was told to listen on."""
-    here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    return f"http://{_place(here, port)}/live"
-
-
-def healthcheck(url: str) -> tuple[bool, str]:
-    """Ask a worker how it is; return whether it is well, and its one line or why it gave none."""
-    if not url.startswith(("http://", "https://")):
-        return False, f"{url} is no http URL"
-    # A proxy of the environment is not the way to a worker next door.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=_CLIENT_SECONDS) as reply:
-            return True, _plain(reply.read(_LONGEST_LINE).decode("utf-8", "replace"))
-    except urllib.error.HTTPError as exc:
-        with exc:
-            return False, _plain(exc.read(_LONGEST_LINE).decode("utf-8", "replace")) or f"HTTP status {exc.code}"
-    except (OSError, ValueError, http.client.HTTPException) as exc:
-        reason = getattr(exc, "reason", None) or exc
-        return False, _plain(f"{url} does not answer as a worker does: {reason}")
-
-
-def _plain(text: str) -> str:
-    """Return one line that is fit for a terminal."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:_LONGEST_LINE]
+def _lines(*texts: str) -> bytes:
+    return "".join(f"{one_line(text)}\n" for text in texts).encode("utf-8", "replace")

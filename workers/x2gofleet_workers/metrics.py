@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Literal, get_args
 
 from x2gofleet.errors import FleetError
+from x2gofleet.extras import how_to_install
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Outcome
 from x2gofleet_workers.probe.reference import Agreement
@@ -26,6 +27,9 @@ Result = Literal["stored", "confirmed", "failed", "refused", "unwritten"]
 LaneName = Literal["quick", "slow"]
 Operation = Literal["store", "confirm", "renew", "heartbeat", "hint"]
 Condition = Literal["up", "backing_off", "connecting"]
+RefreshAnswer = Literal["done", "failed", "not_owned", "unanswered"]
+StaleReason = Literal["down", "failing", "late"]
+Check = Literal["live", "ready"]
 
 _POLL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _REDIS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -70,8 +74,14 @@ class Metrics:
     def refresh_polled(self) -> None:
         """A target was polled for the readers that asked."""
 
+    def refresh_answered(self, answer: RefreshAnswer, count: int) -> None:
+        """``count`` requests to poll were answered, or could not be."""
+
     def connected(self) -> None:
         """An SSH connection was made."""
+
+    def worker_exhausted(self) -> None:
+        """A poll could not be made, as this worker ran out of file descriptors, threads or memory."""
 
 
 NO_METRICS = Metrics()
@@ -95,14 +105,23 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a worker stands at one moment; ages in seconds, ``inventory`` is the digest of the one in force."""
+    """How a worker stands at one moment; ages in seconds.
+
+    ``inventory`` is the digest of the inventory in force. ``inventory_targets`` is how many targets all workers share.
+    """
 
     conditions: Mapping[Condition, int]
     oldest_seconds: Mapping[Kind, float]
+    stale: Mapping[tuple[Kind, StaleReason], int]
     missed_runs: int
     overlapping_runs: int
     clock_steps: int
     inventory: str
+    inventory_targets: int
+    inventory_refused: bool
+    inventory_outdated: bool
+    redis_up: bool
+    checks: Mapping[Check, bool]
 
     @property
     def owned(self) -> int:
@@ -115,11 +134,11 @@ class PrometheusMetrics(Metrics):
 
     def __init__(self) -> None:
         try:
-            from prometheus_client import CollectorRegistry, Counter, Histogram, Info
+            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
         except ImportError as exc:
             raise MetricsError(
-                'metrics need the package prometheus_client: pip install "x2gofleet[worker]", '
-                "or leave --metrics-port (X2GOFLEET_METRICS_PORT) out"
+                "metrics need the package prometheus_client. Leave --metrics-port (X2GOFLEET_METRICS_PORT) out, or: "
+                f"{how_to_install('worker')}"
             ) from exc
         self.registry = registry = CollectorRegistry()
 
@@ -172,7 +191,24 @@ class PrometheusMetrics(Metrics):
         )
         self._refresh_requests = counter("refresh_requests_total", "Readers' requests to poll now.")
         self._refresh_polls = counter("refresh_polls_total", "Polls that were made for readers' requests.")
+        refresh_answers = Counter(
+            "x2gofleet_refresh_answers_total",
+            "Readers' requests to poll, by answer: done, failed, not owned by this worker any more, or unanswered as "
+            "Redis did not take the answer.",
+            ["answer"],
+            registry=registry,
+        )
         self._connections = counter("connections_total", "SSH connections that were made and logged in.")
+        self._exhausted = counter(
+            "worker_exhausted_total",
+            "Polls that could not be made as the worker ran out of file descriptors, threads or memory.",
+        )
+        started = Gauge(
+            "x2gofleet_start_time_seconds",
+            "When the worker was started, in seconds since the epoch.",
+            registry=registry,
+        )
+        started.set(time.time())
         build = Info("x2gofleet_build", "Version of x2gofleet and of Python.", registry=registry)
         build.info({"version": metadata.version("x2gofleet"), "python": platform.python_version()})
         # Made beforehand: a series that begins at its first event shows no increase then, and polls look up no child.
@@ -182,6 +218,7 @@ class PrometheusMetrics(Metrics):
         self._compared = {agreement: compared.labels(agreement) for agreement in Agreement}
         refusals = [outcome for outcome in Outcome if outcome is not Outcome.STORED]
         self._refused: dict[Outcome, Counter] = {outcome: refused.labels(outcome) for outcome in refusals}
+        self._refresh_answers = {answer: refresh_answers.labels(answer) for answer in get_args(RefreshAnswer)}
         self._redis_seconds = {operation: redis_seconds.labels(operation) for operation in get_args(Operation)}
 
     def observe(self, standing: Callable[[], Standing]) -> None:
@@ -235,9 +272,17 @@ class PrometheusMetrics(Metrics):
         """Count a poll made for requests."""
         self._refresh_polls.inc()
 
+    def refresh_answered(self, answer: RefreshAnswer, count: int) -> None:
+        """Count answers to requests."""
+        self._refresh_answers[answer].inc(count)
+
     def connected(self) -> None:
         """Count a connection."""
         self._connections.inc()
+
+    def worker_exhausted(self) -> None:
+        """Count a poll that could not be made."""
+        self._exhausted.inc()
 
 
 class _StandingCollector:
@@ -247,39 +292,88 @@ class _StandingCollector:
         self._standing = standing
 
     def collect(self) -> Iterator[Metric]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-
         now = self._standing()
-        yield GaugeMetricFamily("x2gofleet_owned_targets", "Targets that this worker polls.", value=now.owned)
-        targets = GaugeMetricFamily(
-            "x2gofleet_targets",
-            "Owned targets by condition: up, backing off as the last poll of sessions failed, or connecting.",
-            labels=["condition"],
-        )
-        for condition in get_args(Condition):
-            targets.add_metric([condition], now.conditions.get(condition, 0))
-        yield targets
-        oldest = GaugeMetricFamily(
-            "x2gofleet_oldest_snapshot_age_seconds",
-            "Age of the oldest last good answer of all owned targets; of one that gave none yet, the time it is owned.",
-            labels=["kind"],
-        )
-        for kind, seconds in now.oldest_seconds.items():
-            oldest.add_metric([kind.value], seconds)
-        yield oldest
-        for name, text, value in (
-            ("missed_runs", "Scheduled polls that were left out as they came too late.", now.missed_runs),
-            (
-                "overlapping_runs",
-                "Scheduled polls that were left out as the one before still ran.",
-                now.overlapping_runs,
-            ),
-            ("clock_steps", "Times that the machine's clock was set by more than 1 s.", now.clock_steps),
-        ):
-            yield CounterMetricFamily(f"x2gofleet_{name}", text, value=value)
-        yield InfoMetricFamily(
-            "x2gofleet_inventory", "Digest of this worker's inventory.", value={"digest": now.inventory}
-        )
+        yield from _of_targets(now)
+        yield from _of_the_schedule(now)
+        yield from _of_the_inventory(now)
+        yield from _of_health(now)
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(f"x2gofleet_{name}", text, labels=labels)
+    for chosen, value in values.items():
+        family.add_metric(chosen, value)
+    return family
+
+
+def _of_targets(now: Standing) -> Iterator[Metric]:
+    yield _gauge("owned_targets", "Targets that this worker polls.", (), {(): now.owned})
+    yield _gauge(
+        "targets",
+        "Owned targets by condition: up, backing off as the last poll of sessions failed, or connecting.",
+        ("condition",),
+        {(condition,): now.conditions.get(condition, 0) for condition in get_args(Condition)},
+    )
+    yield _gauge(
+        "oldest_snapshot_age_seconds",
+        "Age of the oldest last good answer of all owned targets; of one that gave none yet, the time it is owned.",
+        ("kind",),
+        {(kind.value,): seconds for kind, seconds in now.oldest_seconds.items()},
+    )
+    yield _gauge(
+        "stale_targets",
+        "Owned targets without a good answer for longer than the kind's ttl, so that readers get none: the server is "
+        "down, polls of this kind alone are failing, or none failed and they are late.",
+        ("kind", "reason"),
+        {(k.value, reason): now.stale.get((k, reason), 0) for k in Kind for reason in get_args(StaleReason)},
+    )
+
+
+def _of_the_schedule(now: Standing) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily
+
+    for name, text, value in (
+        ("missed_runs", "Scheduled polls that were left out as they came too late.", now.missed_runs),
+        ("overlapping_runs", "Scheduled polls that were left out as the one before still ran.", now.overlapping_runs),
+        ("clock_steps", "Times that the machine's clock was set by more than 1 s.", now.clock_steps),
+    ):
+        yield CounterMetricFamily(f"x2gofleet_{name}", text, value=value)
+
+
+def _of_the_inventory(now: Standing) -> Iterator[Metric]:
+    from prometheus_client.core import InfoMetricFamily
+
+    yield InfoMetricFamily("x2gofleet_inventory", "Digest of this worker's inventory.", value={"digest": now.inventory})
+    yield _gauge(
+        "inventory_targets",
+        "Targets of the newest inventory that this worker knows, which all workers share.",
+        (),
+        {(): now.inventory_targets},
+    )
+    yield _gauge(
+        "inventory_refused",
+        "1 while the inventory file can't be used and the previous inventory stays in force, else 0.",
+        (),
+        {(): now.inventory_refused},
+    )
+    yield _gauge(
+        "inventory_outdated",
+        "1 while another worker has published a newer inventory than this worker's, else 0.",
+        (),
+        {(): now.inventory_outdated},
+    )
+
+
+def _of_health(now: Standing) -> Iterator[Metric]:
+    yield _gauge("redis_up", "1 where the worker's last heartbeat reached Redis, else 0.", (), {(): now.redis_up})
+    yield _gauge(
+        "health",
+        "1 where the check is passed, else 0: live and ready, as /live and /ready answer.",
+        ("check",),
+        {(check,): now.checks[check] for check in get_args(Check)},
+    )
 
 
 class _WithoutCreated:

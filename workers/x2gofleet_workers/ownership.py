@@ -93,6 +93,8 @@ class Ownership:
         self._metrics = metrics
         self.pulse = Pulse("ownership", monotonic)
         self.problem = "targets are not shared out yet"
+        self.redis_up = False
+        """Whether the last tick reached Redis."""
 
     @property
     def ttl_ms(self) -> int:
@@ -165,7 +167,7 @@ class Ownership:
             self.pulse.beat()
             try:
                 self.tick()
-                self.problem = ""
+                self.problem, self.redis_up = "", True
                 if self._unavailable:
                     log.info("Redis answers again")
                     self._unavailable = ""
@@ -173,6 +175,7 @@ class Ownership:
                 if not self._unavailable:
                     log.error("Redis can't be used, leases can't be renewed: %s", exc)
                 self._unavailable = self.problem = str(exc)
+                self.redis_up = False
                 self._expire()
             except Exception as exc:
                 self.problem = f"targets can't be shared out: {type(exc).__name__}"

@@ -19,7 +19,7 @@ from x2gofleet.errors import CacheUnavailable, SnapshotCorrupt
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import NOT_OWNED
 from x2gofleet.store import Store
-from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse
+from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse, RefreshAnswer
 from x2gofleet_workers.polling import NotOwnerError, PollReport, TargetPoller
 
 THREADS = 256
@@ -110,7 +110,7 @@ class RefreshDesk:
             flight.running = True
         self._submit(lambda: self._fly(question, flight))
 
-    def _submit(self, run: Callable[[], None]) -> None:
+    def _submit(self, run: Callable[[], object]) -> None:
         try:
             self._pool.submit(run).add_done_callback(_log_failure)
         except RuntimeError:
@@ -143,7 +143,9 @@ class RefreshDesk:
             except Exception as exc:
                 problem = f"the worker failed: {type(exc).__name__}"
                 log.exception("a request of %s failed", question.target)
-            self._answer(waiting, question.target, report, problem)
+            sent = self._answer(waiting, question.target, report, problem)
+            if question.operation == "refresh":
+                self._metrics.refresh_answered(_kind_of_answer(problem) if sent else "unanswered", len(waiting))
 
     def _gather(self, flight: _Flight) -> None:
         """Wait until requests cease to come, for a moment: who asks at once shares the first poll, not a second."""
@@ -172,13 +174,22 @@ class RefreshDesk:
             return report, str(exc)
         return report, "; ".join(dict.fromkeys(report.errors.values()))
 
-    def _answer(self, waiting: Sequence[str], target: str, report: PollReport, problem: str) -> None:
+    def _answer(self, waiting: Sequence[str], target: str, report: PollReport, problem: str) -> bool:
+        """Answer requests; return whether Redis took the answers."""
         stored = [[name, kind.value] for name, kind in report.stored]
         answer = {"target": target, "stored": stored, "error": problem, "dropped": report.dropped}
         try:
             self._store.answer_all(waiting, answer)
         except CacheUnavailable as exc:
             log.warning("%d request(s) of %s could not be answered: %s", len(waiting), target, exc)
+            return False
+        return True
+
+
+def _kind_of_answer(problem: str) -> RefreshAnswer:
+    if problem == NOT_OWNED:
+        return "not_owned"
+    return "failed" if problem else "done"
 
 
 def _question(request: dict[str, Any]) -> _Question:
@@ -190,6 +201,6 @@ def _question(request: dict[str, Any]) -> _Question:
     return _Question(str(request.get("target", "")), operation, kinds, str(username) if username else None)
 
 
-def _log_failure(future: Future[None]) -> None:
+def _log_failure(future: Future[object]) -> None:
     if not future.cancelled() and (failure := future.exception()) is not None:
         log.error("an unexpected error in a request's thread", exc_info=failure)

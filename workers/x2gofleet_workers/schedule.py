@@ -1,7 +1,8 @@
 """schedule: when each owned target is polled; the only module that imports APScheduler.
 
 One job per target for the quick kinds, one for the slow ones. Phases are spread over the interval by a hash of the
-target, so that a fleet's polls don't come in bursts and a target keeps its phase whoever owns it.
+target, so that a fleet's polls don't come in bursts and a target keeps its phase whoever owns it. Retries after a
+failure are jobs of their own that run once, so that they don't wait for an interval.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobEvent
@@ -21,6 +23,10 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
 CLOCK_STEP_SECONDS = 1.0
+# A job that runs once is tried again where no thread could be started for it.
+_TRY_AGAIN_SECONDS = 5.0
+# One that is about to end may have set the next one up.
+_INSTANCES_OF_ONE_RUN = 4
 
 log = logging.getLogger(__name__)
 logging.getLogger("apscheduler").setLevel(logging.ERROR)
@@ -31,8 +37,16 @@ def phase(name: str) -> float:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest()) / 2**32
 
 
+@dataclass(frozen=True, slots=True)
+class _OneRun:
+    """A job that runs once, at a monotonic time."""
+
+    at: float
+    run: Callable[[], None]
+
+
 class Schedule:
-    """Runs jobs at their intervals in a pool of threads that grows with need."""
+    """Runs jobs, at their intervals or once, in a pool of threads that grows with need."""
 
     def __init__(self, *, max_threads: int) -> None:
         self._scheduler = BackgroundScheduler(
@@ -44,6 +58,7 @@ class Schedule:
         self._scheduler.add_listener(self._count, EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES)
         self._lock = threading.Lock()
         self._intervals: dict[str, float] = {}
+        self._once: dict[str, _OneRun] = {}
         self._offset = time.time() - time.monotonic()
         self.missed = 0
         self.overlapped = 0
@@ -76,16 +91,46 @@ class Schedule:
             next_run_time=_next_run(name, interval_seconds),
         )
 
+    def once(self, name: str, delay_seconds: float, run: Callable[[], None]) -> None:
+        """Run ``run`` once, after a delay; replaces a job of that name that has not run yet."""
+        one = _OneRun(time.monotonic() + delay_seconds, run)
+        with self._lock:
+            self._once[name] = one
+            self._scheduler.add_job(
+                self._run_once,
+                _until_it_ran(delay_seconds),
+                args=(name, one),
+                id=name,
+                replace_existing=True,
+                max_instances=_INSTANCES_OF_ONE_RUN,
+            )
+
+    def _run_once(self, name: str, one: _OneRun) -> None:
+        with self._lock:
+            if self._once.get(name) is not one:
+                return
+            del self._once[name]
+            with suppress(JobLookupError):
+                self._scheduler.remove_job(name)
+        one.run()
+
+    def seconds_until(self, name: str) -> float | None:
+        """Return in how many seconds a job runs that runs once; None where none of that name waits."""
+        with self._lock:
+            one = self._once.get(name)
+        return None if one is None else max(0.0, one.at - time.monotonic())
+
     def remove(self, name: str) -> None:
         """Run a job no more."""
         with self._lock:
-            known = self._intervals.pop(name, None)
-        if known is not None:
+            known = self._intervals.pop(name, None) is not None
+            known = self._once.pop(name, None) is not None or known
+        if known:
             with suppress(JobLookupError):
                 self._scheduler.remove_job(name)
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of all jobs."""
+        """Return the names of all jobs that run at intervals."""
         with self._lock:
             return tuple(self._intervals)
 
@@ -103,13 +148,17 @@ class Schedule:
         self.clock_steps += 1
         log.warning("the clock was stepped by %.1f s; polls are scheduled anew", step)
         with self._lock:
-            jobs = dict(self._intervals)
+            jobs, once = dict(self._intervals), dict(self._once)
         for name, interval in jobs.items():
             # It may have been removed meanwhile.
             with suppress(JobLookupError):
                 self._scheduler.modify_job(
                     name, trigger=_trigger(name, interval), next_run_time=_next_run(name, interval)
                 )
+        for name, one in once.items():
+            with suppress(JobLookupError):
+                trigger = _until_it_ran(one.at - time.monotonic())
+                self._scheduler.modify_job(name, trigger=trigger, next_run_time=trigger.start_date)
         return True
 
 
@@ -118,6 +167,15 @@ def _next_run(name: str, interval: float) -> datetime:
     now = time.time()
     start = (now // interval) * interval + phase(name) * interval
     return datetime.fromtimestamp(start if start > now else start + interval, UTC)
+
+
+def _until_it_ran(delay_seconds: float) -> IntervalTrigger:
+    """Return a trigger for a job that removes itself when it runs.
+
+    Not a DateTrigger: APScheduler removes such a job whether it could be handed to a thread or not.
+    """
+    start = datetime.fromtimestamp(time.time() + max(0.0, delay_seconds), UTC)
+    return IntervalTrigger(seconds=_TRY_AGAIN_SECONDS, start_date=start, timezone=UTC)
 
 
 def _trigger(name: str, interval: float) -> IntervalTrigger:

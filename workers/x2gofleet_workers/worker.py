@@ -9,9 +9,9 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from x2gofleet.connection import link_from_url, redact_url
 from x2gofleet.errors import FleetError, SnapshotCorrupt
@@ -21,14 +21,14 @@ from x2gofleet.kinds import Kind
 from x2gofleet.store import Member, Publication, Store
 from x2gofleet_workers.hints import HintTeller
 from x2gofleet_workers.inventory import Fleet, InventoryFile
-from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse, Standing
+from x2gofleet_workers.metrics import NO_METRICS, LaneName, Metrics, Pulse, StaleReason, Standing
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling import TargetPoller, quick_kinds, slow_kinds
+from x2gofleet_workers.polling.connecting import Connecting
 from x2gofleet_workers.refresh import RefreshDesk
 from x2gofleet_workers.schedule import Schedule
 from x2gofleet_workers.ssh import SshClient
 
-CONNECTING_THREADS = 16
 PUBLISH_SECONDS = 60.0
 REFERENCE_LOOK_SECONDS = 30.0
 STALE_INVENTORY_SECONDS = 30.0
@@ -92,11 +92,11 @@ class Worker:
         )
         # Both lanes of every target may wait for a hung server at once without another target waiting for a thread.
         self.schedule = Schedule(max_threads=max(_LEAST_THREADS, 2 * len(fleet.targets) + 4))
-        self._connecting = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="x2gofleet-connecting")
+        self._connecting = Connecting(self.schedule, max_threads=max(_LEAST_THREADS, len(fleet.targets)))
         self._desk = RefreshDesk(self._request_store, lambda name: self.pollers.get(name), self._known_targets, metrics)
         self._ssh_client = SshClient()
+        self._logins = _count_logins(fleet)
         self._pollers: dict[str, TargetPoller] = {}
-        self._in_connecting: set[str] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._watch_thread: threading.Thread | None = None
@@ -149,7 +149,7 @@ class Worker:
         for poller in self.pollers.values():
             # Gained while it was stopping.
             poller.close()
-        self._connecting.shutdown(wait=False, cancel_futures=True)
+        self._connecting.stop()
         self._desk.stop()
         self._hints.stop()
         for store in (self._store, self._lease_store, self._request_store):
@@ -163,16 +163,24 @@ class Worker:
         """Return how the worker stands now."""
         pollers = self.pollers.values()
         oldest: dict[Kind, float] = {}
+        stale: Counter[tuple[Kind, StaleReason]] = Counter()
         for poller in pollers:
             for kind, seconds in poller.ages().items():
                 oldest[kind] = max(seconds, oldest.get(kind, 0.0))
+            stale.update(poller.stale().items())
         return Standing(
-            Counter(poller.condition for poller in pollers),
-            oldest,
-            self.schedule.missed,
-            self.schedule.overlapped,
-            self.schedule.clock_steps,
-            _digest(self._inventory.published.version),
+            conditions=Counter(poller.condition for poller in pollers),
+            oldest_seconds=oldest,
+            stale=stale,
+            missed_runs=self.schedule.missed,
+            overlapping_runs=self.schedule.overlapped,
+            clock_steps=self.schedule.clock_steps,
+            inventory=_digest(self._inventory.published.version),
+            inventory_targets=len(self._shared_targets()),
+            inventory_refused=bool(self._inventory.error),
+            inventory_outdated=bool(self._outdated()),
+            redis_up=self.ownership.redis_up,
+            checks={"live": not self.live_problem(), "ready": not self.ready_problem()},
         )
 
     def live_problem(self) -> str:
@@ -191,8 +199,16 @@ class Worker:
         if problem:
             return problem
         pollers = self.pollers.values()
+        faults = [poller.worker_fault for poller in pollers if poller.worker_fault]
+        if faults:
+            return f"{len(faults)} of {len(pollers)} owned targets can't be polled: {faults[0]}"
         untried = sum(not poller.tried for poller in pollers)
         return f"{untried} of {len(pollers)} owned targets were not tried yet" if untried else ""
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what an operator must know of although the worker does its part."""
+        error = self._inventory.error
+        return (f"the inventory file is refused, the previous inventory stays in force: {error}",) if error else ()
 
     def _watch(self) -> None:
         """Follow the inventory file, keep it published, and follow steps of the machine's clock."""
@@ -226,6 +242,7 @@ class Worker:
     def _apply(self, fleet: Fleet) -> None:
         """Take over another inventory: targets whose settings changed begin anew, removed ones are given up."""
         before, self.fleet = self.fleet, fleet
+        self._logins = _count_logins(fleet)
         common = before.targets.keys() & fleet.targets.keys()
         changed = [name for name in common if before.targets[name] != fleet.targets[name]]
         log.info(
@@ -328,6 +345,8 @@ class Worker:
             self._store,
             self.ownership,
             connector=self._ssh_client,
+            retries=self,
+            logins_at_address=self._logins[target.endpoint.host, target.endpoint.port],
             metrics=self._metrics,
             hints=self._hints,
         )
@@ -342,60 +361,42 @@ class Worker:
         ):
             intervals = [target.intervals[kind] for kind in kinds if target.intervals[kind] > 0]
             if intervals:
-                self.schedule.add(f"{name}/{lane}", min(intervals), _bound(run, poller))
+                self.schedule.add(f"{name}/{lane}", min(intervals), partial(run, poller))
         if target.scope == "server":
             self.schedule.add(f"{name}/reference", REFERENCE_LOOK_SECONDS, poller.compare_with_reference)
-        self._connect(poller)
+        self._connecting.submit(poller)
 
     def _lose(self, name: str) -> None:
         with self._lock:
             poller = self._pollers.pop(name, None)
         self._hints.forget(name)
-        for job in ("quick", "slow", "reference"):
+        for job in ("quick", "slow", "reference", "quick/retry", "slow/retry"):
             self.schedule.remove(f"{name}/{job}")
         if poller is not None:
+            self._connecting.forget(poller)
             poller.close()
+
+    def retry(self, target: str, lane: LaneName, delay_seconds: float) -> None:
+        """Have a lane of an owned target poll what is due then, whatever its interval."""
+        poller = self.pollers.get(target)
+        if poller is not None and not self._stopping.is_set():
+            run = self._run_quick if lane == "quick" else self._run_slow
+            self.schedule.once(f"{target}/{lane}/retry", delay_seconds, partial(run, poller))
 
     def _run_quick(self, poller: TargetPoller) -> None:
         if poller.connected:
             poller.poll_quick()
         elif poller.may_try():
-            self._connect(poller)
+            self._connecting.submit(poller)
 
     def _run_slow(self, poller: TargetPoller) -> None:
         poller.poll_slow()
 
-    def _connect(self, poller: TargetPoller) -> None:
-        """Connect and poll in the pool for connecting, so that servers that are down can't fill the other one."""
-        name = poller.target.id
-        with self._lock:
-            if name in self._in_connecting or self._stopping.is_set():
-                return
-            self._in_connecting.add(name)
 
-        def run() -> None:
-            try:
-                poller.poll_quick()
-                poller.poll_slow()
-            finally:
-                with self._lock:
-                    self._in_connecting.discard(name)
-
-        try:
-            self._connecting.submit(run).add_done_callback(_log_failure)
-        except RuntimeError:
-            with self._lock:
-                self._in_connecting.discard(name)
+def _count_logins(fleet: Fleet) -> Counter[tuple[str, int]]:
+    """Return how many targets log in at each address."""
+    return Counter((target.endpoint.host, target.endpoint.port) for target in fleet.targets.values())
 
 
 def _digest(version: str) -> str:
     return version.rpartition("-")[2]
-
-
-def _bound(run: Callable[[TargetPoller], None], poller: TargetPoller) -> Callable[[], None]:
-    return lambda: run(poller)
-
-
-def _log_failure(future: Future[None]) -> None:
-    if not future.cancelled() and (failure := future.exception()) is not None:
-        log.error("an unexpected error in a worker thread", exc_info=failure)

@@ -23,6 +23,7 @@ from x2gofleet.cli.results import (
 )
 from x2gofleet.connection import link_from_url, redact_url
 from x2gofleet.errors import CacheUnavailable, FleetError, UnknownProfile
+from x2gofleet.extras import how_to_install
 
 _INTERRUPTED = 130
 
@@ -125,7 +126,7 @@ def _watch(cache: FleetCache, name: str) -> int:
             print(live.summary(cache))
         show(Result({}, notes=status.notes), as_json=False)
         if sys.stdout.isatty():
-            tell('the live view needs rich: pip install "x2gofleet[cli]"')
+            tell(f"the live view needs rich: {how_to_install('cli')}", wrap=False)
         return status.exit_status
     live.run_live(cache, title=f"x2gofleet watch, namespace {name}")
     return 0

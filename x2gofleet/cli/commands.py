@@ -8,12 +8,13 @@ from typing import Any
 from x2gofleet.cache import FleetCache
 from x2gofleet.cli import documents, layout
 from x2gofleet.cli.picture import sessions_of, take_picture
+from x2gofleet.cli.reasons import missing_from
 from x2gofleet.cli.results import NEGATIVE, Result
 from x2gofleet.cli.tables import Block, Cell, Column, Line, Table
-from x2gofleet.cli.text import duration
+from x2gofleet.cli.text import counted, duration
 from x2gofleet.errors import RefreshFailed, UnknownProfile
 from x2gofleet.kinds import Kind
-from x2gofleet.lookup import ServerStatus, View
+from x2gofleet.lookup import View
 from x2gofleet.questions import belongs_to
 from x2gofleet.snapshot import Snapshot
 
@@ -173,7 +174,7 @@ def _listing(
     if table.rows:
         blocks.append(table)
     elif view.cached:
-        blocks.append(Line(_nothing(kind, profile, user)))
+        blocks.append(Line(_nothing(kind, view, profile, user)))
     if not profiles:
         return Result(document, notes=(no_inventory(namespace),), exit_status=NEGATIVE)
     notes = _missing_notes(cache, kind, view, profile=profile, user=user)
@@ -183,9 +184,14 @@ def _listing(
     return Result(document, tuple(blocks), tuple(notes), 0 if view.cached else NEGATIVE)
 
 
-def _nothing(kind: Kind, profile: str | None, user: str | None) -> str:
+def _nothing(kind: Kind, view: View, profile: str | None, user: str | None) -> str:
     owner = f" that {user} may share" if user and kind is Kind.DESKTOPS else f" of {user}" if user else ""
-    return f"no {kind.value}{owner}{f' in profile {profile}' if profile else ''}"
+    text = f"no {kind.value}{owner}{f' in profile {profile}' if profile else ''}"
+    missing = len(set(view.missing_servers))
+    if not missing:
+        return text
+    known = len({snapshot.server for snapshot in view.snapshots})
+    return f"{text} on {counted(known, 'server')}; those of {counted(missing, 'server')} are unknown"
 
 
 def _missing_notes(cache: FleetCache, kind: Kind, view: View, *, profile: str | None, user: str | None) -> list[str]:
@@ -197,29 +203,10 @@ def _missing_notes(cache: FleetCache, kind: Kind, view: View, *, profile: str | 
         return []
     statuses = {status.id: status for status in cache.servers()}
     culprits = () if view.cached else view.unknown_servers or view.missing_servers
-    by_reason: dict[tuple[str, str], list[str]] = {}
-    for name in dict.fromkeys(view.missing_servers):
-        word = "not cached" if name in culprits else "incomplete"
-        reason = _why(kind, statuses.get(name), name in view.unknown_servers, profile, user)
-        by_reason.setdefault((word, reason), []).append(name)
     return [
-        f"{word}: {', '.join(names)} {'is' if len(names) == 1 else 'are'} {reason}"
-        for (word, reason), names in by_reason.items()
+        f"{'not cached' if gap.names[0] in culprits else 'incomplete'}: {gap.text(kind.value)}"
+        for gap in missing_from(kind, view, statuses, profile=profile, user=user)
     ]
-
-
-def _why(kind: Kind, status: ServerStatus | None, unknown: bool, profile: str | None, user: str | None) -> str:
-    """Return what goes on after "ts02 is": why nothing of it is cached, and what to do."""
-    if not unknown:
-        error = ": ".join(text for text in (status.error_class, status.error_text) if text) if status else ""
-        return f"down, nothing of it is cached{f': {error}' if error else ''}"
-    if status is None or status.owner is None:
-        return "unknown: no worker owns it; is an x2gofleet-worker running?"
-    if kind in (Kind.DESKTOPS, Kind.MOUNTS):
-        of_user = f" --user {user}" if user and kind is Kind.DESKTOPS else ""
-        command = f"x2gofleet refresh {profile or 'PROFILE'} --{kind.value}{of_user}"
-        return f"not asked for the {kind.value}{f' of {user}' if of_user else ''}; do so with: {command}"
-    return f"unknown: worker {status.owner} has not polled it yet"
 
 
 def _once(snapshots: Iterable[Snapshot]) -> list[Snapshot]:

@@ -5,7 +5,7 @@ Keys are only ever added: scripts rely on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -74,7 +74,10 @@ def _target_document(target: TargetStatus) -> dict[str, Any]:
 
 
 def server_document(server: SeenServer) -> dict[str, Any]:
-    """One server; ``sessions``, ``load`` and ``load_factor`` are null where they are not cached."""
+    """One server; ``sessions``, ``load`` and ``load_factor`` are null where they are not cached.
+
+    ``sessions_known``: whether ``sessions`` are all ("known"), some ("partly"), or none of them ("unknown").
+    """
     status, load = server.status, server.load
     return {
         "id": status.id,
@@ -84,6 +87,7 @@ def server_document(server: SeenServer) -> dict[str, Any]:
         "since_seconds": _seconds(server.since_seconds),
         "ages": _ages(status.ages),
         "sessions": None if server.counts is None else counts_document(server.counts),
+        "sessions_known": server.knowledge.value,
         "load_factor": None if load is None else load.load_factor,
         "load": None if load is None else asdict(load),
         "worker": status.owner,
@@ -97,8 +101,9 @@ def server_document(server: SeenServer) -> dict[str, Any]:
 
 
 def status_document(picture: Picture) -> dict[str, Any]:
-    """The whole fleet."""
+    """The whole fleet. The summary's ``sessions`` are those of the servers that are known; null where none is."""
     states = [server.state for server in picture.servers]
+    counts = picture.counts
     return {
         "cached": bool(picture.servers),
         "read_at": iso(picture.servers[0].status.read_at_ms) if picture.servers else None,
@@ -106,7 +111,8 @@ def status_document(picture: Picture) -> dict[str, Any]:
             "servers": len(states),
             **{state: states.count(state) for state in ("up", "down", "unknown")},
             "drained": sum(server.status.drained for server in picture.servers),
-            "sessions": counts_document(Counts.of(picture.sessions)),
+            "sessions": None if counts is None else counts_document(counts),
+            "sessions_known": asdict(picture.coverage),
             "oldest_age": _seconds(picture.oldest_age),
         },
         "servers": [server_document(server) for server in picture.servers],
@@ -122,6 +128,7 @@ def listing_document(
         "profile": profile,
         "user": user,
         "cached": view.cached,
+        "complete": view.cached and not view.missing_servers,
         "oldest_age": _seconds(view.oldest_age),
         "missing_servers": list(dict.fromkeys(view.missing_servers)),
         "unknown_servers": list(dict.fromkeys(view.unknown_servers)),
@@ -162,11 +169,15 @@ def event_document(event: Event) -> dict[str, Any]:
     }
 
 
-def events_document(events: Iterable[Event], cursor: str, *, server: str | None, cached: bool) -> dict[str, Any]:
-    """What changed, and the cursor behind it."""
+def events_document(
+    events: Iterable[Event], cursor: str, *, server: str | None, statuses: Sequence[ServerStatus]
+) -> dict[str, Any]:
+    """What changed, and the cursor behind it; ``statuses`` are those of the servers that are asked about."""
     return {
         "server": server,
-        "cached": cached,
+        "cached": bool(statuses),
+        "missing_servers": [status.id for status in statuses if any(t.up is not True for t in status.targets)],
+        "unknown_servers": [status.id for status in statuses if any(t.up is None for t in status.targets)],
         "events": [event_document(event) for event in events],
         "cursor": cursor,
     }

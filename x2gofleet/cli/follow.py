@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import stat
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from x2gofleet.cache import FleetCache
 from x2gofleet.cli import documents, layout
 from x2gofleet.cli.commands import no_inventory
+from x2gofleet.cli.reasons import blind_spots
 from x2gofleet.cli.results import NEGATIVE, Result, UnknownServer, show, tell
 from x2gofleet.cli.text import clean
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Event, advance
+from x2gofleet.lookup import ServerStatus
 
 PERIOD_SECONDS = 1.0
+BLIND_SPOTS_SECONDS = 5.0
+"""How often it is looked whether there are servers whose changes nobody sees."""
 _PAGE = 1000
 
 
@@ -49,20 +55,24 @@ def events(
     cache: FleetCache, *, namespace: str, server: str | None, since: str | None, limit: int | None, as_json: bool
 ) -> int:
     """Print what changed; return the exit status. Raises UnknownServer."""
-    there = _is_known(cache, server)
+    statuses = _asked(cache, server)
     found, cursor = read(cache, server=server, since=since, limit=limit)
+    blind = blind_spots(statuses)
     if as_json:
-        print(json.dumps(documents.events_document(found, cursor, server=server, cached=there), indent=2))
+        print(json.dumps(documents.events_document(found, cursor, server=server, statuses=statuses), indent=2))
     elif found:
         show(Result({}, (layout.event_table(found),)), as_json=False)
-    elif there:
-        print(f"no events{f' of {server}' if server else ''}{' since then' if since else ''}")
+    elif statuses and limit != 0:
+        known = " are known" if blind else ""
+        print(f"no events{f' of {server}' if server else ''}{' since then' if since else ''}{known}")
     sys.stdout.flush()
-    if not there:
+    if not statuses:
         tell(no_inventory(namespace))
     elif not as_json:
+        for gap in blind:
+            tell(gap.text("changes"))
         _tell_cursor(cursor)
-    return 0 if there else NEGATIVE
+    return 0 if statuses else NEGATIVE
 
 
 def follow(
@@ -72,11 +82,12 @@ def follow(
 
     Goes on where Redis can't be asked. Raises UnknownServer.
     """
-    cursor, first, there, waiting, unreachable = since, True, False, False, False
+    cursor, first, waiting, unreachable = since, True, False, False
+    watch = _BlindSpots(cache, server)
     try:
         while True:
             try:
-                there = there or _is_known(cache, server)
+                there = watch.look()
                 found: tuple[Event, ...] = ()
                 if there:
                     found, cursor = read(cache, server=server, since=cursor, limit=limit if first else None)
@@ -100,12 +111,58 @@ def follow(
         return 0
 
 
-def _is_known(cache: FleetCache, server: str | None) -> bool:
-    """Whether there is an inventory; raises UnknownServer where it has no such server."""
-    names = [status.id for status in cache.servers()]
-    if names and server is not None and server not in names:
-        raise UnknownServer(server, names)
-    return bool(names)
+def _asked(cache: FleetCache, server: str | None) -> tuple[ServerStatus, ...]:
+    """Return the servers that are asked about, none where there is no inventory.
+
+    Raises UnknownServer where the inventory has no such server.
+    """
+    statuses = cache.servers()
+    if not statuses or server is None:
+        return statuses
+    found = tuple(status for status in statuses if status.id == server)
+    if not found:
+        raise UnknownServer(server, [status.id for status in statuses])
+    return found
+
+
+class _BlindSpots:
+    """Reports on stderr which servers' changes nobody sees, when that begins and when it ends."""
+
+    def __init__(self, cache: FleetCache, server: str | None) -> None:
+        self._cache, self._server = cache, server
+        self._known: frozenset[tuple[str, bool]] = frozenset()
+        self._next = -math.inf
+        self._there = False
+
+    def look(self) -> bool:
+        """Look once in a while; return whether there is an inventory. Raises UnknownServer before there was one."""
+        if time.monotonic() < self._next:
+            return self._there
+        try:
+            statuses = _asked(self._cache, self._server)
+        except UnknownServer:
+            if not self._there:
+                raise
+            # Taken out of the inventory meanwhile; its events are read on.
+            statuses = ()
+        self._there = self._there or bool(statuses)
+        if self._there:
+            self._next = time.monotonic() + BLIND_SPOTS_SECONDS
+        self._report(statuses)
+        return self._there
+
+    def _report(self, statuses: Sequence[ServerStatus]) -> None:
+        spots = blind_spots(statuses)
+        blind = frozenset((name, gap.down) for gap in spots for name in gap.names)
+        for gap in spots:
+            new = tuple(name for name in gap.names if (name, gap.down) not in self._known)
+            if new:
+                tell(replace(gap, names=new).text("changes"))
+        ended = {name for name, _ in self._known} - {name for name, _ in blind}
+        seen = [target.id for status in statuses for target in status.targets if target.id in ended]
+        if seen:
+            tell(f"the changes on {', '.join(seen)} are seen again")
+        self._known = blind
 
 
 def _print_on(found: Sequence[Event], cursor: str | None, *, as_json: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from x2gofleet.cli.picture import Counts, Picture, SeenServer, SeenSession, status_word, type_word
+from x2gofleet.cli.picture import Counts, Coverage, Knowledge, Picture, SeenServer, SeenSession, status_word, type_word
+from x2gofleet.cli.reasons import error_text, unknown_line, unowned_line
 from x2gofleet.cli.tables import Block, Cell, Column, Line, Table
 from x2gofleet.cli.text import counted, duration, iso
 from x2gofleet.events import Event, EventKind
@@ -63,10 +64,34 @@ def summary_line(picture: Picture) -> str:
     drained = sum(server.status.drained for server in servers)
     if drained:
         parts.append(f"{drained} drained")
-    text = f"{counted(len(servers), 'server')}: {', '.join(parts)}; {counts_text(Counts.of(picture.sessions))}"
+    text = f"{counted(len(servers), 'server')}: {', '.join(parts)}; {sessions_text(picture)}"
     if picture.oldest_age is not None:
         text += f"; oldest answer {duration(picture.oldest_age)} old"
     return text
+
+
+def sessions_text(picture: Picture) -> str:
+    """Return how many sessions there are, in words, and of how many servers that is not known."""
+    counts, coverage = picture.counts, picture.coverage
+    if counts is None:
+        return "sessions unknown"
+    if coverage.complete:
+        return counts_text(counts)
+    if counts.total:
+        text = f"at least {counts_text(counts)}"
+    else:
+        text = f"no sessions on {counted(coverage.known + coverage.partly, 'server')}"
+    return f"{text}; {unknown_text(coverage)}"
+
+
+def unknown_text(coverage: Coverage) -> str:
+    """Return of how many servers the sessions are unknown, in words."""
+    parts = []
+    if coverage.unknown:
+        parts.append(f"those of {counted(coverage.unknown, 'server')} are unknown")
+    if coverage.partly:
+        parts.append(f"those of {counted(coverage.partly, 'server')} are known in part")
+    return ", ".join(parts)
 
 
 def counts_text(counts: Counts) -> str:
@@ -90,11 +115,14 @@ def server_table(servers: Sequence[SeenServer]) -> Table:
 def _server_row(server: SeenServer) -> list[Cell | str]:
     status, counts = server.status, server.counts
     state = f"{server.state}, drained" if status.drained else server.state
-    numbers = ["-"] * 3 if counts is None else [str(n) for n in (counts.running, counts.suspended, counts.starting)]
+    numbers = ["-"] * 3
+    if counts is not None:
+        more = "+" if server.knowledge is Knowledge.PARTLY else ""
+        numbers = [f"{number}{more}" for number in (counts.running, counts.suspended, counts.starting)]
     return [
         status.id,
         Cell(state, "warn" if status.drained and server.state == "up" else _STATE_STYLES[server.state]),
-        duration(server.since_seconds) if status.up is not None else "-",
+        duration(server.since_seconds),
         duration(status.ages.get(Kind.SESSIONS)),
         *(Cell(number, "dim" if number in ("0", "-") else "") for number in numbers),
         "-" if server.load is None else str(server.load.load_factor),
@@ -109,23 +137,24 @@ def broken_targets(picture: Picture) -> list[TargetStatus]:
 
 
 def problem_lines(picture: Picture) -> list[Line]:
-    """Return a line for each target with a failing poll: its last error with its mend; or that nobody polls it."""
-    lines = []
-    for server in picture.servers:
-        for target in server.status.targets:
-            if target.up is False or target.error_class:
-                times = f" ({target.failures} failed polls in a row)" if target.failures > 1 else ""
-                error = ": ".join(text for text in (target.error_class, target.error_text) if text)
-                kind = "bad" if target.up is False else "warn"
-                lines.append(Line(f"{target.id}: {error or 'its last poll failed'}{times}", kind, indent=2))
-            elif target.up is None:
-                reason = (
-                    f"worker {target.owner} has not polled it yet"
-                    if target.owner
-                    else "no worker owns it; is an x2gofleet-worker running?"
-                )
-                lines.append(Line(f"{target.id}: unknown: {reason}", "warn", indent=2))
-    return lines
+    """Return lines for each target with a failing poll: its last error with the fix; and for each that nobody polls."""
+    return [
+        line
+        for server in picture.servers
+        for target in server.status.targets
+        for line in _target_problems(target, server.status.read_at_ms)
+    ]
+
+
+def _target_problems(target: TargetStatus, read_at_ms: int) -> Iterator[Line]:
+    if target.up is False or target.error_class:
+        times = f" ({target.failures} failed polls in a row)" if target.failures > 1 else ""
+        style = "bad" if target.up is False else "warn"
+        yield Line(f"{target.id}: {error_text(target) or 'its last poll failed'}{times}", style, indent=2)
+    if target.up is None:
+        yield Line(unknown_line(target, read_at_ms), "warn", indent=2)
+    elif target.owner is None:
+        yield Line(unowned_line(target, read_at_ms), "warn", indent=2)
 
 
 def session_table(sessions: Sequence[SeenSession], *, by_user: bool = True) -> Table:

@@ -12,7 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from x2gofleet.cache import FleetCache
-from x2gofleet.cli.layout import problem_lines, server_table, session_table, status_blocks, summary_line
+from x2gofleet.cli.layout import (
+    problem_lines,
+    server_table,
+    session_table,
+    sessions_text,
+    status_blocks,
+    summary_line,
+)
 from x2gofleet.cli.picture import Picture, take_picture
 from x2gofleet.cli.tables import Block, Line, Table, height_of, plain
 from x2gofleet.cli.text import counted
@@ -72,7 +79,7 @@ def _server_blocks(picture: Picture, room: int, width: int) -> list[Block]:
 def _session_blocks(picture: Picture, room: int, width: int | None) -> list[Block]:
     table = session_table(picture.sessions, by_user=False)
     if not table.rows:
-        return [Line("no sessions", "dim")]
+        return [Line(sessions_text(picture), "dim" if picture.coverage.complete else "warn")]
     if room < _LEAST_LINES:
         return []
     return _cut(table, room, width, "more session", "x2gofleet sessions")
@@ -94,7 +101,7 @@ def _cut(table: Table, room: int, width: int | None, noun: str, where: str) -> l
 def render(cache: FleetCache, *, title: str = "") -> RenderableType:
     """Return the fleet as a rich renderable that fits where it is drawn; an error is drawn, not raised.
 
-    Raises ImportError where rich is not installed (``x2gofleet[cli]``).
+    Raises ImportError where rich is not installed (extra ``cli``).
     """
     from x2gofleet.cli.rich_output import Frame
 
@@ -119,7 +126,7 @@ def run_live(
     """Show the fleet, anew each second, until q, Ctrl-C or ``seconds`` have passed; then leave its totals on screen.
 
     Goes on where Redis can't be asked. Without a terminal it prints one ``summary``.
-    Raises ImportError where rich is not installed (``x2gofleet[cli]``).
+    Raises ImportError where rich is not installed (extra ``cli``).
     """
     from rich.live import Live
 

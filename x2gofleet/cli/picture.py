@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from x2gofleet.cache import FleetCache
+from x2gofleet.cli.reasons import seconds_since
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.lookup import ServerStatus, View
@@ -57,13 +59,46 @@ def type_word(session: SessionInfo) -> str:
     return words.get(session.get_session_type() or "", "-")
 
 
+class Knowledge(StrEnum):
+    """How much of a server's sessions is cached: of all its targets, of some of them, of none."""
+
+    KNOWN = "known"
+    PARTLY = "partly"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Of how many servers the sessions are known, known in part, and unknown."""
+
+    known: int
+    partly: int
+    unknown: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sessions of all servers are known."""
+        return not self.partly and not self.unknown
+
+
 @dataclass(frozen=True, slots=True)
 class SeenServer:
-    """One server: its status, its sessions (None: not cached), its load (None: not cached)."""
+    """One server: its status, its sessions (None: not cached), its load (None: not cached).
+
+    ``lacking``: one of its targets at least has no sessions cached, so that ``sessions`` are not all there are.
+    """
 
     status: ServerStatus
     sessions: tuple[SeenSession, ...] | None
     load: LoadReport | None
+    lacking: bool = False
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """How much of its sessions is known."""
+        if self.sessions is None:
+            return Knowledge.UNKNOWN
+        return Knowledge.PARTLY if self.lacking else Knowledge.KNOWN
 
     @property
     def counts(self) -> Counts | None:
@@ -77,9 +112,8 @@ class SeenServer:
 
     @property
     def since_seconds(self) -> float | None:
-        """Seconds since it came up or went down."""
-        since_ms = self.status.since_ms
-        return None if since_ms is None else max(0, self.status.read_at_ms - since_ms) / 1000.0
+        """Seconds since it came up or went down; where it is unknown, since it was last polled."""
+        return seconds_since(self.status.since_ms, self.status.read_at_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +121,25 @@ class Picture:
     """The servers of the inventory, in its order; empty where no worker has published one."""
 
     servers: tuple[SeenServer, ...]
+    oldest_age: float | None = None
+    """Seconds since the longest-ago poll of which sessions are shown."""
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the fleet's sessions is known."""
+        known = [server.knowledge for server in self.servers]
+        return Coverage(*(known.count(each) for each in Knowledge))
+
+    @property
+    def counts(self) -> Counts | None:
+        """The sessions of the servers that are known, counted; None where those of no server are."""
+        none = all(server.sessions is None for server in self.servers)
+        return None if none else Counts.of(self.sessions)
 
     @property
     def sessions(self) -> tuple[SeenSession, ...]:
         """The sessions of all servers."""
         return tuple(seen for server in self.servers for seen in server.sessions or ())
-
-    @property
-    def oldest_age(self) -> float | None:
-        """Seconds since the longest-ago poll of sessions that is still cached."""
-        ages = [server.status.ages.get(Kind.SESSIONS) for server in self.servers]
-        return max((age for age in ages if age is not None), default=None)
 
 
 def sessions_of(view: View, username: str | None = None) -> tuple[SeenSession, ...]:
@@ -126,7 +168,13 @@ def take_picture(cache: FleetCache) -> Picture:
             continue
     return Picture(
         tuple(
-            SeenServer(status, tuple(sessions[status.id]) if status.id in sessions else None, loads.get(status.id))
+            SeenServer(
+                status,
+                tuple(sessions[status.id]) if status.id in sessions else None,
+                loads.get(status.id),
+                status.id in listed.missing_servers,
+            )
             for status in statuses
-        )
+        ),
+        listed.oldest_age,
     )

@@ -67,9 +67,9 @@ def _show_blocks(blocks: Sequence[Block], file: TextIO) -> None:
     console.print(rich_output.renderable(blocks, console.width))
 
 
-def tell(text: str) -> None:
-    """Print one line on stderr; on a terminal it is wrapped at words."""
-    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+def tell(text: str, *, wrap: bool = True) -> None:
+    """Print one line on stderr; on a terminal it is wrapped at words, unless there is something in it to be copied."""
+    width = shutil.get_terminal_size().columns if wrap and sys.stderr.isatty() else None
     for line in wrapped(Line(f"x2gofleet: {clean(text)}", indent=2), width):
         print(line, file=sys.stderr)
 

@@ -25,7 +25,7 @@ class _Question:
 
     def __init__(self) -> None:
         self.done = threading.Event()
-        self.failure = ""
+        self.failure: Exception | None = None
         self.waiting: list[Callable[[], None]] = []
 
 
@@ -108,10 +108,18 @@ class Resolver:
             if known and time.monotonic() - known[0] < _RESOLVED_FOR_SECONDS:
                 return known[1], question or _Question()
             if question is None:
-                question = self._running[key] = _Question()
-                threading.Thread(
+                question = _Question()
+                thread = threading.Thread(
                     target=self._resolve, args=(key, question), name="x2gofleet-resolver", daemon=True
-                ).start()
+                )
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # No thread can be started now. Nothing is noted as running, so the next call tries again.
+                    if known is None:
+                        raise
+                else:
+                    self._running[key] = question
         return (known[1] if known else None), question
 
     def _found(self, host: str, port: int, question: _Question, timeout_seconds: float) -> list[Address]:
@@ -119,19 +127,19 @@ class Resolver:
             known = self._known.get((host, port))
         if known is not None:
             return known[1]
-        why = f": {question.failure}" if question.failure else f" within {max(timeout_seconds, 0.0):.2g} s"
-        raise NameNotResolved(f"the name {host!r} could not be resolved{why}")
+        failure = question.failure
+        text = getattr(failure, "strerror", None) or str(failure)
+        why = f": {text}" if failure is not None else f" within {max(timeout_seconds, 0.0):.2g} s"
+        raise NameNotResolved(f"the name {host!r} could not be resolved{why}") from failure
 
     def _resolve(self, key: tuple[str, int], question: _Question) -> None:
         try:
             found: list[Address] = list(socket.getaddrinfo(*key, type=socket.SOCK_STREAM))
             with self._lock:
                 self._known[key] = (time.monotonic(), found)
-        except OSError as exc:
-            question.failure = exc.strerror or str(exc)
-        except UnicodeError as exc:
-            # What is no host name at all, such as a label of 64 letters.
-            question.failure = str(exc)
+        except (OSError, UnicodeError) as exc:
+            # UnicodeError: for what cannot be a host name, such as a label of 64 letters.
+            question.failure = exc
         finally:
             with self._lock:
                 self._running.pop(key, None)

@@ -1,14 +1,19 @@
-"""urls: a Redis URL and the environment -> where Redis is, how it is reached, and who asks."""
+"""urls: a Redis URL and the environment -> where Redis is, how it is reached, and who asks.
+
+A URL is taken apart here and not by urllib.parse.urlsplit, as what that accepts differs between Python versions. No
+error repeats a part of a URL that may be a password: of a URL that is not understood, only the scheme is shown.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import socket
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_PORT = 6379
@@ -23,10 +28,22 @@ FORMS = (
     "redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB or redis+cluster://HOST:PORT,HOST:PORT"
 )
 
-_OPTIONS = {"db", "username", "password"}
-_SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
-_TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
-_PASSWORD_OPTION = re.compile(r"(?<=[?&_]password=)[^&#]*", re.IGNORECASE)
+_OPTIONS = frozenset(("db", "username", "password"))
+_SENTINEL_OPTIONS = frozenset(("sentinel_username", "sentinel_password"))
+_TLS_OPTIONS = frozenset(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"))
+_SHOWN_OPTIONS = _TLS_OPTIONS | {"db"}
+# Options of redis-py's URLs: such a name is certainly no part of a password.
+_OPTIONS_OF_OTHERS = frozenset(
+    (
+        *("cache_config", "client_name", "decode_responses", "encoding", "health_check_interval", "max_connections"),
+        *("protocol", "retry_on_timeout", "socket_connect_timeout", "socket_keepalive", "socket_timeout", "timeout"),
+        *("ssl_ca_data", "ssl_ca_path", "ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers", "ssl_min_version"),
+    )
+)
+_ENCODE = "what is special in a password is to be percent-encoded: %2F, %3F, %23 and %40 for / ? # @"
+_HOST_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]\s]*))(?::([0-9]{1,5}))?")
+_ZONE = re.compile(r"[A-Za-z0-9._~-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEMES = {
     "redis": ("node", False),
     "rediss": ("node", True),
@@ -46,19 +63,15 @@ def url_from_environment() -> str:
 
 
 def redact_url(url: str) -> str:
-    """Return ``url`` without its password, for messages."""
-    url = _PASSWORD_OPTION.sub("***", url)
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return re.sub(r":[^:@]*@", ":***@", url) if "@" in url else url
-    end = re.search(r"[/?#]", rest)
-    authority, tail = (rest, "") if end is None else (rest[: end.start()], rest[end.start() :])
-    if "@" not in authority and "@" in tail:
-        # A password with one of / ? # in it: nobody can tell where it ends.
-        return f"{scheme}://***@{tail.rpartition('@')[2]}"
-    credentials, at, hosts = authority.rpartition("@")
-    name, colon, _ = credentials.partition(":")
-    return f"{scheme}://{name}{':***' if colon else ''}{at}{hosts}{tail}"
+    """Return ``url`` for messages, without user name and password; of one that is not understood, only the scheme."""
+    try:
+        parts = _Parts.of(url)
+    except ValueError:
+        scheme = url.strip().partition("://")[0]
+        return f"{scheme}://***" if scheme in _SCHEMES and "://" in url else "***"
+    options = "&".join(f"{name}={value if name in _SHOWN_OPTIONS else '***'}" for name, value in parts.options.items())
+    login = "***@" if parts.login else ""
+    return f"{parts.scheme}://{login}{parts.netloc}{parts.path}{'?' if options else ''}{options}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +125,69 @@ class TlsFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class _Parts:
+    """The parts of a URL, ``scheme://username:password@netloc/path?options``, and what they say, percent-decoded."""
+
+    scheme: str
+    login: tuple[str, str] | None = field(repr=False)
+    netloc: str
+    path: str
+    hosts: tuple[tuple[str, int], ...]
+    socket_path: str
+    master: str
+    database: int
+    options: dict[str, str] = field(repr=False)
+
+    @property
+    def kind(self) -> str:
+        return _SCHEMES[self.scheme][0]
+
+    @property
+    def tls(self) -> bool:
+        return _SCHEMES[self.scheme][1]
+
+    @classmethod
+    def of(cls, url: str) -> _Parts:
+        """Take ``url`` apart. Raises ValueError, which repeats nothing that may be a password."""
+        url = url.strip()
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in _SCHEMES:
+            raise ValueError("its scheme is none of " + ", ".join(_SCHEMES))
+        if not _is_utf8(url):
+            raise ValueError("it is not UTF-8 text")
+        if _CONTROL.search(url):
+            raise ValueError("it has a control character, such as the end of a line")
+        if "#" in rest:
+            raise ValueError(_ENCODE)
+        kind, tls = _SCHEMES[scheme]
+        address, _, query = rest.partition("?")
+        authority, slash, below = address.partition("/")
+        login, at, netloc = authority.rpartition("@")
+        # An @ behind the hosts may end a password that has one of / ? in it. The path of a socket may have one, too.
+        if "@" in below + query and (kind != "unix" or authority):
+            raise ValueError(_ENCODE)
+        if "@" in login and kind in ("sentinel", "cluster"):
+            raise ValueError(f"a user name and password come once, before the first host, and {_ENCODE}")
+        known = _OPTIONS | (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if kind == "sentinel" else set())
+        options = _options(query, known)
+        path, master = slash + below, ""
+        if kind == "unix":
+            if not below or netloc:
+                raise ValueError("a unix URL has three slashes and the path of a socket")
+            below = ""
+        elif kind == "sentinel":
+            master, _, below = below.partition("/")
+            if not master:
+                raise ValueError("the name of the master is missing")
+        hosts = () if kind == "unix" else _hosts(netloc, kind)
+        database = _database(below, options.get("db", ""), kind)
+        username, _, password = (_decoded(part) for part in login.partition(":"))
+        socket_path = _decoded(path) if kind == "unix" else ""
+        known_login = (username, password) if at else None
+        return cls(scheme, known_login, netloc, path, hosts, socket_path, _decoded(master), database, options)
+
+
+@dataclass(frozen=True, slots=True)
 class RedisUrl:
     """What a Redis URL says. ``kind`` is node, unix, sentinel or cluster; ``tls`` is None where it isn't used.
 
@@ -135,91 +211,97 @@ class RedisUrl:
         Raises ValueError for a URL of another form, and where a file that is named can't be used.
         """
         try:
-            parsed = cls._parse(url)
+            parts = _Parts.of(url)
         except ValueError as exc:
-            raise ValueError(f"{redact_url(url)!r} is no Redis URL of this version: {exc}; use {FORMS}") from None
-        if parsed.credentials.password_file:
-            read_password(parsed.credentials.password_file)
-        return parsed
-
-    @classmethod
-    def _parse(cls, url: str) -> RedisUrl:
-        scheme, separator, _ = url.partition("://")
-        if not separator or scheme not in _SCHEMES:
-            raise ValueError("its scheme is none of " + ", ".join(_SCHEMES))
-        kind, tls = _SCHEMES[scheme]
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            raise ValueError("its host can't be understood") from None
-        if "#" in url or ("@" not in parts.netloc and "@" in url and parts.scheme != "unix"):
-            raise ValueError(
-                "what is special in a password is to be percent-encoded: %2F, %3F, %23 and %40 for / ? # @"
-            )
-        credentials, _, netloc = parts.netloc.rpartition("@")
-        name, _, password = credentials.partition(":")
-        known = _OPTIONS | (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if kind == "sentinel" else set())
-        options = _options(parts.query, known)
-        path, master, database = unquote(parts.path), "", options.get("db", "")
-        hosts: tuple[tuple[str, int], ...] = ()
-        if kind == "unix":
-            if not path or netloc:
-                raise ValueError("a unix URL has three slashes and the path of a socket")
-        else:
-            below = parts.path.removeprefix("/")
-            if kind == "sentinel":
-                master, _, below = below.partition("/")
-                if not master:
-                    raise ValueError("the name of the master is missing")
-            path = ""
-            database = database or below
-            hosts = _hosts(netloc, SENTINEL_PORT if kind == "sentinel" else DEFAULT_PORT)
-            if kind == "node" and len(hosts) > 1:
-                raise ValueError("it names several hosts")
-        if not re.fullmatch(r"[0-9]{0,6}", database):
-            raise ValueError(f"the database {database!r} is no number")
-        if kind == "cluster" and int(database or 0):
-            raise ValueError("a Cluster has no database but 0")
+            raise ValueError(f"{redact_url(url)!r} is not a valid Redis URL: {exc}; use {FORMS}") from None
+        options = parts.options
+        username, password = parts.login or ("", "")
+        credentials = _credentials(username or options.get("username", ""), password or options.get("password", ""))
+        if credentials.password_file:
+            read_password(credentials.password_file)
+        files = TlsFiles(*(options.get(name, "") for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")))
         return cls(
-            kind,
-            hosts,
-            path,
-            unquote(master),
-            int(database or 0),
-            _credentials(
-                unquote(name) or options.get("username", ""), unquote(password) or options.get("password", "")
-            ),
-            TlsFiles(*(options.get(f"ssl_{name}", "") for name in ("ca_certs", "certfile", "keyfile")))
-            if tls
-            else None,
+            parts.kind,
+            parts.hosts,
+            parts.socket_path,
+            parts.master,
+            parts.database,
+            credentials,
+            files if parts.tls else None,
             Credentials(options.get("sentinel_username", ""), options.get("sentinel_password", "")),
         )
 
 
-def _options(query: str, known: set[str]) -> dict[str, str]:
+def _is_utf8(text: str) -> bool:
     try:
-        given = parse_qs(query, keep_blank_values=True, strict_parsing=bool(query))
-    except ValueError:
-        raise ValueError("what follows '?' is not NAME=VALUE&NAME=VALUE") from None
-    for name in given:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _decoded(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise ValueError("what it percent-encodes is not UTF-8 text") from None
+
+
+def _database(path: str, option: str, kind: str) -> int:
+    for text, where in ((path, "behind the hosts and /"), (option, "behind db=")):
+        if not re.fullmatch("[0-9]{0,6}", text):
+            raise ValueError(f"the database, {where}, is not a number")
+    database = int(option or path or 0)
+    if kind == "cluster" and database:
+        raise ValueError("a Cluster has no database but 0")
+    return database
+
+
+def _options(query: str, known: frozenset[str]) -> dict[str, str]:
+    """Return the options after ``?``: decoded as forms are, so that + is a space."""
+    found: dict[str, str] = {}
+    for each in query.split("&") if query else ():
+        name, equals, value = (_decoded(part.replace("+", " ")) for part in each.partition("="))
+        if not equals:
+            raise ValueError("what follows '?' is not NAME=VALUE&NAME=VALUE")
         if name in ("ssl_cert_reqs", "ssl_check_hostname"):
             raise ValueError(f"{name} is refused, certificates are always verified: name your CA by ssl_ca_certs")
         if name not in known:
-            raise ValueError(f"it has an unknown option {name[:40]!r}")
-    return {name: values[-1] for name, values in given.items()}
+            named = f" {name!r}" if name in _OPTIONS_OF_OTHERS | _SENTINEL_OPTIONS | _TLS_OPTIONS else ""
+            raise ValueError(f"it has an unknown option{named}; known here are {', '.join(sorted(known))}")
+        found[name] = value
+    return found
 
 
-def _hosts(netloc: str, default_port: int) -> tuple[tuple[str, int], ...]:
-    found = []
-    for each in netloc.split(","):
-        matched = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]\s]*))(?::([0-9]{1,5}))?", each)
-        if matched is None or int(matched[3] or 0) > 65535:
-            raise ValueError(f"{each.rpartition('@')[2]!r} is no HOST:PORT")
-        host = matched[1] or matched[2]
-        if not host and "," in netloc:
-            raise ValueError("one of its hosts is empty")
-        found.append((host or "localhost", int(matched[3] or default_port)))
-    return tuple(found)
+def _hosts(netloc: str, kind: str) -> tuple[tuple[str, int], ...]:
+    each = netloc.split(",")
+    if kind == "node" and len(each) > 1:
+        raise ValueError("it names several hosts")
+    default_port = SENTINEL_PORT if kind == "sentinel" else DEFAULT_PORT
+    return tuple(_host(text, f"host {number} of {len(each)}", default_port) for number, text in enumerate(each, 1))
+
+
+def _host(text: str, which: str, default_port: int) -> tuple[str, int]:
+    matched = _HOST_PORT.fullmatch(text)
+    if matched is None or not 1 <= int(matched[3] or default_port) <= 65535:
+        raise ValueError(f"{which} is not HOST:PORT, with a port from 1 to 65535 and [ ] around an IPv6 address")
+    if matched[1] is not None and not _is_ipv6(matched[1].replace("%25", "%", 1)):
+        raise ValueError(f"{which} has [ ] around something other than an IPv6 address")
+    # RFC 6874 writes the % before a zone as %25.
+    host = re.sub("%25(?=.)", "%", matched[1] or "") or matched[2]
+    if not host and which != "host 1 of 1":
+        raise ValueError(f"{which} is empty")
+    return host or "localhost", int(matched[3] or default_port)
+
+
+def _is_ipv6(text: str) -> bool:
+    """Whether this is an IPv6 address, perhaps with a zone: ``fe80::1%eth0``."""
+    address, percent, zone = text.partition("%")
+    try:
+        socket.inet_pton(socket.AF_INET6, address)
+    except (OSError, UnicodeError, ValueError):
+        return False
+    return not percent or _ZONE.fullmatch(zone) is not None
 
 
 def _credentials(username: str, password: str) -> Credentials:
@@ -229,4 +311,7 @@ def _credentials(username: str, password: str) -> Credentials:
     path = os.environ.get(PASSWORD_FILE_VARIABLE, "")
     if path:
         return Credentials(username, "", path)
-    return Credentials(username, os.environ.get(PASSWORD_VARIABLE, ""))
+    password = os.environ.get(PASSWORD_VARIABLE, "")
+    if not _is_utf8(password):
+        raise ValueError(f"{PASSWORD_VARIABLE} is not UTF-8 text")
+    return Credentials(username, password)

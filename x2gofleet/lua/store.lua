@@ -6,6 +6,7 @@
 -- lease is not the writer's), 'older' (a newer listing is stored), 'expired' or 'future' (polled_at can't be stored),
 -- 'replaced' (another listing than `replaces` is stored: compare with that one, and try again).
 -- Checks first, writes last: a refused write changes nothing.
+-- `since` begins anew where no listing is stored: until now nobody knew whether the server was up.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now)
@@ -29,7 +30,7 @@ if old[3] == ARGV[8] and old[4] then changed = old[4] end
 local kind = ARGV[7]
 local before = redis.call('HMGET', KEYS[3], kind .. '.failures', kind .. '.since')
 redis.call('HSET', KEYS[3], kind .. '.good_at', ARGV[4], kind .. '.failures', '0')
-if before[1] ~= '0' or not before[2] then redis.call('HSET', KEYS[3], kind .. '.since', ARGV[4]) end
+if before[1] ~= '0' or not before[2] or not old[1] then redis.call('HSET', KEYS[3], kind .. '.since', ARGV[4]) end
 redis.call('HDEL', KEYS[3], kind .. '.error_class', kind .. '.error_text')
 if ARGV[13] ~= '' then redis.call('HSET', KEYS[3], 'host_name', ARGV[13]) end
 redis.call('PEXPIRE', KEYS[3], ARGV[6])

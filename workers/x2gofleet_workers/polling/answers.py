@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from x2gofleet.errors import CacheUnavailable, PollError
@@ -15,12 +16,15 @@ from x2gofleet_workers.polling.writer import SnapshotWriter
 from x2gofleet_workers.probe.protocol import Section
 from x2gofleet_workers.ssh import ProbeChannel
 
+log = logging.getLogger(__name__)
+
 
 class AnswerResults:
     """What came of one answer.
 
     ``failures``: what could not be believed, by kind. ``again``: kinds of which Redis does not hold what this worker
     means. ``lost``: whether the lease proved to be lost. ``unwritten``: that Redis could not be reached, if so.
+    ``broken``: why the answer did not come to its end, if so; ``answered`` are the kinds that came before.
     """
 
     def __init__(
@@ -38,11 +42,15 @@ class AnswerResults:
         self.again: list[Kind] = []
         self.lost = False
         self.unwritten: CacheUnavailable | None = None
+        self.broken: PollError | None = None
+        self.answered: set[Kind] = set()
 
     def take(self, section: Section, channel: ProbeChannel) -> None:
         """Prove a section and have it written. Never raises for what the server or Redis does."""
         kind, metrics = Kind(section.kind.value), self._context.metrics
         name = self._name_of(kind)
+        if not (self._waiting_users and is_of_users(self._context.target, kind)):
+            self.answered.add(kind)
         if self.unwritten is not None:
             # The rest of the answer is read all the same, so that the probe can be used again.
             metrics.polled(kind, "unwritten")
@@ -50,7 +58,7 @@ class AnswerResults:
         try:
             outcome = self._write(section, kind, name, channel)
         except PollError as exc:
-            self.failures.setdefault(kind, exc)
+            self._failed(kind, name, exc)
         except CacheUnavailable as exc:
             self.unwritten = exc
             metrics.polled(kind, "unwritten")
@@ -82,6 +90,15 @@ class AnswerResults:
             signature=section.signature,
             host_name=section.host if section.records or not section.others else "",
         )
+
+    def _failed(self, kind: Kind, name: str, exc: PollError) -> None:
+        if name == self._context.target.id:
+            self.failures.setdefault(kind, exc)
+            return
+        # One user's desktops, by a command in that user's name: no failure of the others' or of the server.
+        self._context.metrics.polled(kind, "failed")
+        self._report.errors.setdefault(kind, f"{name}: {exc}")
+        log.info("%s: %s: %s", name, type(exc).__name__, exc)
 
     def _note(self, section: Section, kind: Kind, name: str, outcome: Outcome) -> None:
         context = self._context

@@ -7,7 +7,7 @@ import threading
 from typing import Protocol
 
 from x2gofleet.errors import ConnectionLost
-from x2gofleet_workers.polling.context import PollContext
+from x2gofleet_workers.polling.context import NotOwnerError, PollContext
 from x2gofleet_workers.ssh import Deadline, Endpoint, SshConnection
 
 RECYCLE_SECONDS = 3600.0
@@ -40,6 +40,11 @@ class TargetConnection:
     def is_closed(self) -> bool:
         """Whether ``refuse`` was called."""
         return self._closed
+
+    def check_open(self) -> None:
+        """Raise NotOwnerError after ``refuse``."""
+        if self._closed:
+            raise NotOwnerError(self._context.target.id)
 
     def current(self) -> SshConnection:
         """Return the connection as it is; raises ConnectionLost where there is none."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from x2gofleet.store import Lease, Store
 from x2gofleet_workers.hints import Hints
 from x2gofleet_workers.inventory import Target
-from x2gofleet_workers.metrics import Metrics
+from x2gofleet_workers.metrics import LaneName, Metrics
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.reports import Counters, Progress
@@ -18,17 +19,26 @@ class NotOwnerError(Exception):
     """This worker does not hold the target's lease."""
 
 
+class Retries(Protocol):
+    """Has a target polled again after a failure, whatever its interval."""
+
+    def retry(self, target: str, lane: LaneName, delay_seconds: float) -> None:
+        """Have a lane of a target poll what is due then."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollContext:
-    """One target's polling."""
+    """One target's polling. ``logins_at_address``: how many targets, this one included, share its address."""
 
     target: Target
     store: Store
     ownership: Ownership
+    retries: Retries
     metrics: Metrics
     hints: Hints
     monotonic: Callable[[], float]
     reference: ReferenceCheck
+    logins_at_address: int = 1
     counters: Counters = field(default_factory=Counters)
     progress: Progress = field(default_factory=Progress)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Iterable, Sequence
 
 from x2gofleet.errors import PollError
@@ -21,23 +20,20 @@ class KindFailures:
         self._failures: dict[Kind, int] = {}
         self._retry_at: dict[Kind, float] = {}
         self._outage: set[Kind] = set()
+        self._last_error: dict[Kind, PollError] = {}
         self._last_logged: dict[Kind, str] = {}
 
     def is_failing(self, kind: Kind) -> bool:
         """Whether the last poll of a kind failed."""
         return kind in self._failures
 
-    def may_try(self, kinds: Iterable[Kind], now: float) -> bool:
-        """Whether the back-off of any of these kinds is over."""
-        return any(self.is_over(kind, now) for kind in kinds)
-
-    def is_over(self, kind: Kind, now: float) -> bool:
-        """Whether a kind may be tried: it does not fail, or its back-off is over."""
-        return now >= self._retry_at.get(kind, -math.inf)
-
     def retry_at(self, kind: Kind) -> float | None:
         """Return when a failing kind is tried again, None for one that does not fail."""
         return self._retry_at.get(kind)
+
+    def error(self, kind: Kind) -> PollError | None:
+        """Return the last failure of a failing kind, None for one that does not fail."""
+        return self._last_error.get(kind)
 
     def outage(self, kinds: Iterable[Kind]) -> None:
         """Note that these kinds fail as the server can't be reached: any success ends that for all of them."""
@@ -45,6 +41,7 @@ class KindFailures:
 
     def record(self, kinds: Sequence[Kind], exc: PollError, now: float) -> float:
         """Record one more failure of these kinds; return the seconds to wait before the next try."""
+        self._last_error.update(dict.fromkeys(kinds, exc))
         failures = 1 + max(self._failures.get(kind, 0) for kind in kinds)
         delay_seconds = self._backoff.seconds(exc, failures)
         self._failures.update(dict.fromkeys(kinds, failures))
@@ -68,7 +65,7 @@ class KindFailures:
             return
         self._outage.clear()
         for kind in over:
-            for by_kind in (self._failures, self._retry_at, self._last_logged):
+            for by_kind in (self._failures, self._retry_at, self._last_error, self._last_logged):
                 by_kind.pop(kind, None)
         if not self._failures:
             log.info("%s: answers again", self._target)

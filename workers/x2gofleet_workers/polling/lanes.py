@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
-from x2gofleet.errors import CacheUnavailable, PollError
+from x2gofleet.errors import CacheUnavailable, PollError, WorkerExhausted
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import NOT_OWNED
 from x2gofleet.store import Lease
@@ -17,26 +17,27 @@ from x2gofleet_workers.metrics import LaneName
 from x2gofleet_workers.polling.answers import AnswerResults
 from x2gofleet_workers.polling.backoff import Backoff
 from x2gofleet_workers.polling.connection import TargetConnection
-from x2gofleet_workers.polling.context import NotOwnerError, PollContext, PollMoment
+from x2gofleet_workers.polling.context import NotOwnerError, PollContext
+from x2gofleet_workers.polling.exchange import Exchanges, PollOrder
 from x2gofleet_workers.polling.failures import KindFailures
 from x2gofleet_workers.polling.reports import PollReport
 from x2gofleet_workers.polling.sections import (
     exchange,
+    is_of_users,
     quick_kinds,
     reference_request,
-    request_for,
     slow_kinds,
     start_probe,
 )
 from x2gofleet_workers.polling.writer import SnapshotWriter
-from x2gofleet_workers.probe.protocol import Section
 from x2gofleet_workers.probe.reference import compare_with_reference
-from x2gofleet_workers.probe.requests import NO_SIGNATURE
 from x2gofleet_workers.ssh import Deadline, ProbeChannel, SshConnection
+from x2gofleet_workers.ssh.faults import exhausted
 
-RELIST_SECONDS = 60.0
 SLOW_DEADLINE_FACTOR = 3
+# A tick, or a retry, may come a little early.
 _EARLY = 0.25
+_RETRY_EARLY_SECONDS = 0.25
 _TRIES = 2
 
 log = logging.getLogger(__name__)
@@ -82,17 +83,21 @@ class Lane:
         self._channel: ProbeChannel | None = None
         self._channel_of: SshConnection | None = None
         self._started: dict[Kind, float] = {}
+        self._exchanges = Exchanges(context, connection, writer, as_a_whole=role.owns_connection)
         self.failures = KindFailures(context.target.id, backoff)
 
     def due(self) -> list[Kind]:
-        """Return the kinds whose interval has passed, nearly: a tick may come a little early."""
+        """Return the kinds whose interval has passed, and those that fail and whose back-off is over."""
         now = self._context.monotonic()
-        return [
-            kind
-            for kind in self._kinds
-            if self.failures.is_over(kind, now)
-            and now - self._started.get(kind, -math.inf) >= self._interval(kind) * (1 - _EARLY)
-        ]
+        return [kind for kind in self._kinds if self._due_at(kind) <= now]
+
+    def _due_at(self, kind: Kind) -> float:
+        retry_at = self.failures.retry_at(kind)
+        if retry_at is not None:
+            return retry_at - _RETRY_EARLY_SECONDS
+        if kind in self._context.progress.overdue:
+            return -math.inf
+        return self._started.get(kind, -math.inf) + self._interval(kind) * (1 - _EARLY)
 
     def _interval(self, kind: Kind) -> float:
         target, writer = self._context.target, self._writer
@@ -104,42 +109,36 @@ class Lane:
 
     def may_try(self) -> bool:
         """Whether the back-off of any kind is over."""
-        return self.failures.may_try(self._kinds, self._context.monotonic())
+        now = self._context.monotonic()
+        retries = [self.failures.retry_at(kind) for kind in self._kinds]
+        return any(at is None or at - _RETRY_EARLY_SECONDS <= now for at in retries)
 
     def cancel(self) -> None:
         """End the running poll, if there is one."""
         if self._deadline is not None:
             self._deadline.cancel()
 
-    def poll(
-        self,
-        kinds: Sequence[Kind],
-        *,
-        force: bool = False,
-        users: Sequence[str] = (),
-        begins: Callable[[], None] = nothing,
-    ) -> PollReport:
-        """Poll ``kinds`` once; what can't be polled now is in the report's errors.
+    def poll(self, order: PollOrder, *, begins: Callable[[], None] = nothing) -> PollReport:
+        """Poll once; what can't be polled now is in the report's errors.
 
-        ``force``: in full, whatever is stored. ``users``: whose desktops, on a server that is polled for all users.
         ``begins`` is called once no other poll of this lane runs any more.
         """
-        report = PollReport()
-        if not kinds:
+        report, context = PollReport(), self._context
+        if not order.kinds:
             return report
-        context = self._context
         with self._lock:
             begins()
             started = context.monotonic()
-            self._started.update(dict.fromkeys(kinds, started))
+            self._started.update(dict.fromkeys(order.kinds, started))
+            context.progress.overdue.difference_update(order.kinds)
             try:
-                self._poll(list(kinds), report, force=force, users=users)
+                self._poll(order, report)
                 context.progress.tried = True
                 context.metrics.poll_ended(self._role.name, context.monotonic() - started)
             except NotOwnerError:
-                report.errors.update(dict.fromkeys(kinds, NOT_OWNED))
+                report.errors.update(dict.fromkeys(order.kinds, NOT_OWNED))
             except CacheUnavailable as exc:
-                report.errors.update(dict.fromkeys(kinds, str(exc)))
+                report.errors.update(dict.fromkeys(order.kinds, str(exc)))
                 log.debug("%s: %s", context.target.id, exc)
         return report
 
@@ -149,7 +148,7 @@ class Lane:
         with self._lock:
             self._deadline = deadline = Deadline(context.target.deadline_seconds * self._role.deadline_factor)
             try:
-                self._check_open()
+                self._connection.check_open()
                 channel = self._probe(deadline)
                 for section in exchange(channel, reference_request(context.target, deadline), deadline):
                     comparison = compare_with_reference(section)
@@ -163,35 +162,46 @@ class Lane:
                 context.reference.failed()
                 log.debug("%s: X2Go's own query: %s", context.target.id, exc)
 
-    def _poll(self, kinds: list[Kind], report: PollReport, *, force: bool, users: Sequence[str]) -> None:
+    def _poll(self, order: PollOrder, report: PollReport) -> None:
         context = self._context
         lease = context.lease()
         context.counters.polls += 1
         self._deadline = deadline = Deadline(context.target.deadline_seconds * self._role.deadline_factor)
-        self._check_open()
+        self._connection.check_open()
+        missing: Collection[Kind] = order.kinds
         try:
             channel = self._probe(deadline)
             for _ in range(_TRIES):
-                again = self._exchange(channel, kinds, lease, deadline, report, force=force, users=users)
-                if not again:
+                results = self._exchanges.make(channel, order, lease, deadline, report)
+                self._settle(order.kinds, lease, results, report)
+                if results.broken is not None:
+                    missing = [kind for kind in order.kinds if kind not in results.answered]
+                    raise results.broken
+                if not results.again:
                     break
                 # What is stored is not what this worker means (flushed, or another owner's): list in full at once.
-                kinds, force = list(dict.fromkeys(again)), True
-                lease = context.lease()
+                order = replace(order, kinds=tuple(dict.fromkeys(results.again)), force=True)
+                lease, missing = context.lease(), order.kinds
             if not self._role.owns_connection:
                 self._end_probe()
-        except PollError as exc:
-            self._drop_broken()
-            self._check_open()
-            self._unanswered(lease, kinds, exc, report)
-        except BaseException:
-            if self._channel is not None and not self._channel.idle:
-                self._drop_broken()
-            raise
+        except Exception as exc:
+            self._broken(lease, missing, exc, report)
 
-    def _check_open(self) -> None:
-        if self._connection.is_closed:
-            raise NotOwnerError(self._context.target.id)
+    def _broken(self, lease: Lease, kinds: Collection[Kind], exc: Exception, report: PollReport) -> None:
+        """Take the consequences of a poll that did not come to its end; raises what is no failure of it."""
+        if isinstance(exc, PollError) or (self._channel is not None and not self._channel.idle):
+            self._drop_broken()
+        if isinstance(exc, NotOwnerError | CacheUnavailable):
+            raise exc
+        lack = exhausted(exc)
+        if lack is not None:
+            self._connection.check_open()
+            self._not_polled(kinds, lack, report)
+        elif isinstance(exc, PollError):
+            self._connection.check_open()
+            self._unanswered(lease, kinds, exc, report)
+        else:
+            raise exc
 
     def _probe(self, deadline: Deadline) -> ProbeChannel:
         """Return the lane's probe on the present connection."""
@@ -218,7 +228,7 @@ class Lane:
         elif channel is not None:
             channel.close()
 
-    def _unanswered(self, lease: Lease, kinds: Sequence[Kind], exc: PollError, report: PollReport) -> None:
+    def _unanswered(self, lease: Lease, kinds: Collection[Kind], exc: PollError, report: PollReport) -> None:
         """Record that a poll as a whole failed; without the connection, no kind can be polled."""
         context = self._context
         report.errors.update(dict.fromkeys(kinds, str(exc)))
@@ -229,55 +239,30 @@ class Lane:
             unreachable = [kind for kind in Kind if context.target.intervals[kind] > 0]
             self.failures.outage(unreachable)
             failed.update(unreachable)
-        self._failed(lease, sorted(failed), exc)
+            context.progress.overdue.update(
+                kind for kind in failed.difference(self._kinds) if not is_of_users(context.target, kind)
+            )
+        if failed:
+            self._failed(lease, sorted(failed), exc)
+
+    def _not_polled(self, kinds: Collection[Kind], exc: WorkerExhausted, report: PollReport) -> None:
+        """Note that this worker could not make a poll; nothing is recorded about the server."""
+        report.errors.update(dict.fromkeys(kinds, str(exc)))
+        self._context.metrics.worker_exhausted()
+        failed = sorted({*kinds, *(self._kinds if self._role.owns_connection else ())})
+        self.failures.outage(failed)
+        self._retry(failed, exc)
 
     def _failed(self, lease: Lease, kinds: Sequence[Kind], exc: PollError) -> None:
-        delay_seconds = self.failures.record(kinds, exc, self._context.monotonic())
+        delay_seconds = self._retry(kinds, exc)
         self._writer.record_failure(lease, kinds, exc, retry_seconds=delay_seconds)
 
-    def _exchange(
-        self,
-        channel: ProbeChannel,
-        kinds: Sequence[Kind],
-        lease: Lease,
-        deadline: Deadline,
-        report: PollReport,
-        *,
-        force: bool,
-        users: Sequence[str],
-    ) -> list[Kind]:
-        """Make one request; return the kinds that must be polled again, in full, at once."""
+    def _retry(self, kinds: Sequence[Kind], exc: PollError) -> float:
+        """Have kinds that failed polled again; return in how many seconds."""
         context = self._context
-        signature = self._signature(force=force or channel.decoder is None)
-        request = request_for(context.target, kinds, deadline, signature=signature, users=users)
-        if request is None:
-            return []
-        polled_at_ms = self._polled_at_ms(force=force)
-        moment = PollMoment(lease, context.monotonic(), polled_at_ms)
-        results = AnswerResults(context, self._writer, moment, report, users=users)
-        sections: Iterable[Section] = exchange(channel, request, deadline)
-        if self._role.owns_connection:
-            # Quick sections come at once: believed together with the end of their answer.
-            sections = list(sections)
-        for section in sections:
-            self._check_open()
-            results.take(section, channel)
-        self._settle(kinds, lease, results, report)
-        return results.again
-
-    def _signature(self, *, force: bool) -> str:
-        """Return the signature of the stored listing, while a "same" may be believed."""
-        listing, context = self._writer.stored_listing, self._context
-        if listing is None or force or listing.lease != context.lease():
-            return NO_SIGNATURE
-        age_at_next_poll = context.monotonic() - listing.listed + context.target.intervals[Kind.SESSIONS]
-        return NO_SIGNATURE if age_at_next_poll > RELIST_SECONDS else listing.signature
-
-    def _polled_at_ms(self, *, force: bool) -> int:
-        # Whoever requested a poll gets a time that is not before the request: the usual bound may be a little low.
-        store, target = self._context.store, self._context.target.id
-        known_ms = None if force else store.now_ms(target)
-        return store.sync_clock(target) if known_ms is None else known_ms
+        delay_seconds = self.failures.record(kinds, exc, context.monotonic())
+        context.retries.retry(context.target.id, self._role.name, delay_seconds)
+        return delay_seconds
 
     def _settle(self, kinds: Sequence[Kind], lease: Lease, results: AnswerResults, report: PollReport) -> None:
         """Take the consequences of an answer: for the lease, for kinds that failed, for kinds that are well again."""
@@ -295,4 +280,5 @@ class Lane:
                 self._writer.stored_listing = None
             self.failures.no_outage(kind)
             self._failed(lease, [kind], failure)
-        self.failures.succeeded(set(kinds) - results.failures.keys())
+        answered = set(kinds) if results.broken is None else results.answered
+        self.failures.succeeded(answered - results.failures.keys())

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from x2gofleet.errors import WorkerExhausted
 from x2gofleet.keys import is_username, target_id
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Outcome, Store
 from x2gofleet_workers.hints import NO_HINTS, Hints
 from x2gofleet_workers.inventory import Target, polled_kinds
-from x2gofleet_workers.metrics import NO_METRICS, Condition, Metrics
+from x2gofleet_workers.metrics import NO_METRICS, Condition, Metrics, StaleReason
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling.backoff import Backoff
 from x2gofleet_workers.polling.connection import Connector, TargetConnection
-from x2gofleet_workers.polling.context import NotOwnerError, PollContext
+from x2gofleet_workers.polling.context import NotOwnerError, PollContext, Retries
+from x2gofleet_workers.polling.exchange import PollOrder
 from x2gofleet_workers.polling.lanes import QUICK, SLOW, Lane, nothing
 from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.reports import Counters, PollReport
@@ -32,6 +34,8 @@ class TargetPoller:
         ownership: Ownership,
         *,
         connector: Connector,
+        retries: Retries,
+        logins_at_address: int = 1,
         metrics: Metrics = NO_METRICS,
         hints: Hints = NO_HINTS,
         monotonic: Callable[[], float] = time.monotonic,
@@ -42,6 +46,8 @@ class TargetPoller:
             target=target,
             store=store,
             ownership=ownership,
+            retries=retries,
+            logins_at_address=logins_at_address,
             metrics=metrics,
             hints=hints,
             monotonic=monotonic,
@@ -50,7 +56,7 @@ class TargetPoller:
         self._connection = TargetConnection(context, connector)
         self._writer = SnapshotWriter(context)
         if backoff is None:
-            backoff = Backoff(interval_seconds=target.intervals[Kind.SESSIONS])
+            backoff = Backoff(interval_seconds=target.intervals[Kind.SESSIONS], scope=target.scope)
         self._quick, self._slow = (
             Lane(role, context, self._connection, self._writer, backoff) for role in (QUICK, SLOW)
         )
@@ -78,11 +84,27 @@ class TargetPoller:
             return "backing_off"
         return "up" if self.connected else "connecting"
 
+    @property
+    def worker_fault(self) -> str:
+        """Why this worker itself can't poll the sessions now, "" where that is not so."""
+        error = self._quick.failures.error(Kind.SESSIONS)
+        return str(error) if isinstance(error, WorkerExhausted) else ""
+
     def ages(self) -> dict[Kind, float]:
         """Return the seconds since the last good answer of each kind, or since the target came to this worker."""
         now, good_at = self._context.monotonic(), self._context.progress.good_at
         own = (kind for kind in polled_kinds(self.target) if not is_of_users(self.target, kind))
         return {kind: now - good_at.get(kind, self._since) for kind in own}
+
+    def stale(self) -> dict[Kind, StaleReason]:
+        """Return the kinds without a good answer for longer than their ttl, and why: readers get none of them."""
+        ttls = self.target.ttls
+        return {kind: self._stale_reason(kind) for kind, seconds in self.ages().items() if seconds > ttls[kind]}
+
+    def _stale_reason(self, kind: Kind) -> StaleReason:
+        if self.condition == "backing_off":
+            return "down"
+        return "failing" if self.retry_at(kind) is not None else "late"
 
     def may_try(self) -> bool:
         """Whether the back-off after a failure is over."""
@@ -95,7 +117,7 @@ class TargetPoller:
 
     def poll_quick(self) -> PollReport:
         """Poll the quick kinds that are due."""
-        return self._quick.poll(self._quick.due())
+        return self._quick.poll(PollOrder(tuple(self._quick.due())))
 
     def poll_slow(self) -> PollReport:
         """Poll the slow kinds that are due, where there is a connection."""
@@ -105,7 +127,7 @@ class TargetPoller:
             users = self._writer.users
             if not users:
                 kinds.remove(Kind.DESKTOPS)
-        return self._slow.poll(kinds, users=users)
+        return self._slow.poll(PollOrder(tuple(kinds), users=users))
 
     def compare_with_reference(self) -> None:
         """Compare what the polls make of a server's records with X2Go's own query, where that is due."""
@@ -130,7 +152,7 @@ class TargetPoller:
         of_users = Kind.DESKTOPS in slow and is_of_users(self.target, Kind.DESKTOPS)
         needs_listing = of_users and username is None and self._writer.stored_listing is None
         if quick or not self.connected or needs_listing:
-            found = self._quick.poll(quick or [Kind.SESSIONS], force=True, begins=begins)
+            found = self._quick.poll(PollOrder(tuple(quick) or (Kind.SESSIONS,), force=True), begins=begins)
             begins = nothing
             report.stored += [item for item in found.stored if item[1] in kinds]
             report.errors.update(found.errors)
@@ -138,7 +160,7 @@ class TargetPoller:
             users: tuple[str, ...] = ()
             if of_users:
                 users = (username,) if username else self._writer.users
-            found = self._slow.poll(slow, force=True, users=users, begins=begins)
+            found = self._slow.poll(PollOrder(tuple(slow), force=True, users=users), begins=begins)
             report.stored += found.stored
             report.errors.update(found.errors)
         return report

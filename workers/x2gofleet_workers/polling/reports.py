@@ -21,10 +21,15 @@ class Counters:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a target's polls have come; ``good_at``: monotonic time of the last good answer of each kind."""
+    """How far a target's polls have come.
+
+    ``good_at``: monotonic time of the last good answer of each kind. ``overdue``: slow kinds that are recorded as
+    failed as the server could not be reached, to be polled as soon as it can.
+    """
 
     tried: bool = False
     good_at: dict[Kind, float] = field(default_factory=dict)
+    overdue: set[Kind] = field(default_factory=set)
 
 
 @dataclass(slots=True)

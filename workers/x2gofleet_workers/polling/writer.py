@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from x2gofleet.store import Lease, Listing, Outcome
 from x2gofleet_workers.polling.context import PollContext, PollMoment
 from x2gofleet_workers.probe.proof import Proven
 from x2gofleet_workers.probe.requests import NO_SIGNATURE
+from x2gofleet_workers.ssh.limits import ATTEMPTS_PER_ADDRESS
 
 GOOD_STATE_TTL_MS = 3600 * 1000
 _COMPARISONS = 3
@@ -203,7 +205,10 @@ class SnapshotWriter:
             if not kinds:
                 return
         now_ms = context.store.now_ms(context.target.id) or context.store.sync_clock(context.target.id)
-        lasting_seconds = retry_seconds + context.target.deadline_seconds * _DEADLINES_OF_A_POLL + _STATE_GRACE_SECONDS
+        # Other logins of the same address may be tried first, each up to its deadline.
+        turns = math.ceil(context.logins_at_address / ATTEMPTS_PER_ADDRESS) - 1
+        deadlines = _DEADLINES_OF_A_POLL + turns
+        lasting_seconds = retry_seconds + context.target.deadline_seconds * deadlines + _STATE_GRACE_SECONDS
         outcome = context.store.fail(
             lease,
             kinds,

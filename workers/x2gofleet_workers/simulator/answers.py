@@ -22,6 +22,12 @@ NOBODY = Login(username="nobody", uid=65534)
 _ROOT_ONLY = frozenset({SectionKind.SESSIONS, SectionKind.MOUNTS, SectionKind.REFERENCE})
 _SAME_KEPT = 8
 
+UNREADABLE_MOUNTS = Section(
+    kind=SectionKind.MOUNTS,
+    status=SectionStatus.ERROR,
+    error=SectionError(ErrorCode.UNREADABLE, "unable to open database file"),
+)
+
 
 class ProbeAnswers:
     """One started probe: as whom it runs, and which signature it handed out last.
@@ -77,7 +83,13 @@ class ProbeAnswers:
         self.watching = request.watch
         login = self._shown_login(fault)
         lists_nothing = fault is not None and fault.kind is FaultKind.EMPTY
-        sections = [self._section(each, request.scope, login, lists_nothing) for each in request.sections]
+        is_unreadable = fault is not None and fault.kind is FaultKind.MOUNTS
+        sections = [
+            UNREADABLE_MOUNTS
+            if is_unreadable and each.kind is SectionKind.MOUNTS
+            else self._section(each, request.scope, login, lists_nothing)
+            for each in request.sections
+        ]
         frames = [encode_section(section, request.scope, number) for section in sections]
         frames.append(encode_done(login.uid, self._model.server_id, number))
         if len(sections) == 1 and sections[0].same and len(self._same) < _SAME_KEPT:

@@ -27,6 +27,8 @@ class FaultKind(StrEnum):
     """Speaks HTTP where the SSH banner belongs."""
     EMPTY = "empty"
     """Lists nothing, as a login without the right does; a root login answers as nobody."""
+    MOUNTS = "mounts"
+    """Cannot read what is mounted; sessions and load are answered."""
     DEAD = "dead"
     """Refuses TCP connections; existing ones break."""
     SLOW = "slow"

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from x2gofleet.errors import NotProven
+from x2gofleet.extras import how_to_install
 from x2gofleet_workers.probe.encoding import encode_notice, encode_refusal
 from x2gofleet_workers.probe.frames import TO_PROBE, Frame, FrameDecoder
 from x2gofleet_workers.probe.sections import ErrorCode
@@ -23,7 +24,7 @@ from x2gofleet_workers.simulator.users import Login
 try:
     import asyncssh
 except ImportError as exc:
-    raise ImportError('the simulator needs asyncssh: pip install "x2gofleet[demo]"') from exc
+    raise ImportError(f"the simulator needs asyncssh: {how_to_install('demo')}") from exc
 
 _TURNS = 5
 _BACKLOG = 256

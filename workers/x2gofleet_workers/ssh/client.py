@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import paramiko
+
 from x2gofleet.connection.resolving import Resolver
 from x2gofleet_workers.ssh.connection import SshConnection
 from x2gofleet_workers.ssh.deadlines import Deadline, DeadlineWatch, shut
 from x2gofleet_workers.ssh.dialing import dial
 from x2gofleet_workers.ssh.endpoint import Endpoint
-from x2gofleet_workers.ssh.host_keys import KnownHosts
+from x2gofleet_workers.ssh.faults import exhausted
+from x2gofleet_workers.ssh.host_keys import HostKeysByType, KnownHosts
 from x2gofleet_workers.ssh.keys import load_key
+from x2gofleet_workers.ssh.limits import AddressLimits
 from x2gofleet_workers.ssh.login import authenticate
 from x2gofleet_workers.ssh.transport import end, negotiate
 
@@ -20,11 +24,22 @@ class SshClient:
         self._resolver = resolver or Resolver()
         self._known_hosts = KnownHosts()
         self._watch = DeadlineWatch()
+        self._limits = AddressLimits()
 
     def open(self, endpoint: Endpoint, deadline: Deadline) -> SshConnection:
         """Connect, verify the host key, log in. Raises a PollError; leaves nothing open when it fails."""
-        key = load_key(endpoint.key_file)
-        known = self._known_hosts.keys_of(endpoint)
+        try:
+            key = load_key(endpoint.key_file)
+            known = self._known_hosts.keys_of(endpoint)
+            with self._limits.attempt(endpoint, deadline):
+                return self._open(endpoint, key, known, deadline)
+        except Exception as exc:
+            lack = exhausted(exc)
+            if lack is None:
+                raise
+            raise lack from exc
+
+    def _open(self, endpoint: Endpoint, key: paramiko.PKey, known: HostKeysByType, deadline: Deadline) -> SshConnection:
         sock = dial(endpoint, self._resolver, deadline)
         try:
             with self._watch.guarded(sock, deadline):

@@ -13,7 +13,7 @@ import paramiko
 
 from x2gofleet.errors import ConnectionLost, PollError
 from x2gofleet_workers.ssh.deadlines import Deadline, DeadlineWatch
-from x2gofleet_workers.ssh.faults import describe
+from x2gofleet_workers.ssh.faults import describe, exhausted
 
 NO_STATUS = -1
 CUT_AFTER_SECONDS = 0.5
@@ -33,9 +33,11 @@ def bounded(sock: socket.socket, watch: DeadlineWatch, deadline: Deadline, failu
     try:
         with watch.guarded(sock, deadline, grace_seconds=CUT_AFTER_SECONDS):
             yield
-    except PollError:
-        raise
     except Exception as exc:
+        if (lack := exhausted(exc)) is not None:
+            raise lack from exc
+        if isinstance(exc, PollError):
+            raise
         if deadline.passed():
             raise deadline.exceeded() from exc
         raise ConnectionLost(f"{failure}: {describe(exc)}") from exc

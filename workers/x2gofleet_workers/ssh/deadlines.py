@@ -109,11 +109,11 @@ class DeadlineWatch:
 
     def _add(self, guard: _Guard) -> None:
         with self._condition:
-            heapq.heappush(self._heap, (guard.at, next(self._order), guard))
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="x2gofleet-deadlines", daemon=True)
                 thread.start()
                 self._thread = thread
+            heapq.heappush(self._heap, (guard.at, next(self._order), guard))
             if self._heap[0][2] is guard:
                 self._condition.notify()
 

@@ -18,6 +18,9 @@ def authenticate(transport: paramiko.Transport, endpoint: Endpoint, key: paramik
     except paramiko.AuthenticationException as exc:
         if deadline.passed():
             raise deadline.exceeded() from exc
+        if not transport.is_active():
+            # paramiko's word for a connection that ended before sshd answered, too.
+            raise _ended(endpoint, exc) from exc
         raise AuthenticationFailed(
             f"{endpoint.address} refused the key {endpoint.key_file} ({key.fingerprint}) for {endpoint.user}",
             mend=f"add the public key of {endpoint.key_file} to authorized_keys of {endpoint.user} on the server",
@@ -25,9 +28,13 @@ def authenticate(transport: paramiko.Transport, endpoint: Endpoint, key: paramik
     except Exception as exc:
         if deadline.passed():
             raise deadline.exceeded() from exc
-        raise ConnectionLost(f"{endpoint.address} ended the connection while logging in: {describe(exc)}") from exc
+        raise _ended(endpoint, exc) from exc
     if missing:
         raise AuthenticationFailed(
             f"{endpoint.address} wants more than a key of {endpoint.user}: {', '.join(missing)}",
             mend="allow a login by public key alone for this account",
         )
+
+
+def _ended(endpoint: Endpoint, exc: Exception) -> ConnectionLost:
+    return ConnectionLost(f"{endpoint.address} ended the connection while logging in: {describe(exc)}")

@@ -17,6 +17,7 @@ _LOG_CHANNEL = "x2gofleet_workers.paramiko"
 logging.getLogger(_LOG_CHANNEL).setLevel(logging.CRITICAL)
 
 _END_SECONDS = 2.0
+_NO_BANNER = "Error reading SSH protocol banner"
 _WEAK_ALGORITHMS = {
     "kex": ["diffie-hellman-group14-sha1", "diffie-hellman-group-exchange-sha1", "diffie-hellman-group1-sha1"],
     "ciphers": ["aes128-cbc", "aes192-cbc", "aes256-cbc", "3des-cbc"],
@@ -99,4 +100,10 @@ def _negotiation_error(exc: Exception, endpoint: Endpoint, known: HostKeysByType
         )
     if deadline.passed():
         return deadline.exceeded()
+    if isinstance(exc, paramiko.SSHException) and _NO_BANNER in str(exc):
+        return Unreachable(
+            f"{endpoint.address} does not speak SSH as expected: it closed the connection before its SSH banner",
+            mend="it passes where sshd drops connections as too many are not logged in yet (MaxStartups of "
+            "sshd_config); else see whether sshd listens there",
+        )
     return Unreachable(f"{endpoint.address} does not speak SSH as expected: {describe(exc)}")
