@@ -18,10 +18,10 @@ import pytest
 from x2gofleet_workers.proof import prove_load, prove_mounts, prove_sessions
 from x2gofleet_workers.shell_probe import Answer, Request, Section, parse_hello, probe_text
 
+from tests.waiting import HANG_SECONDS
 from x2gofleet.errors import CommandMissing, ListingFailed, NotProven
 from x2gofleet.kinds import Kind
 
-TIMEOUT_SECONDS = 30
 SHELLS = {
     name: [path, *rest]
     for name, rest in (("dash", []), ("bash", ["--posix"]), ("busybox", ["sh"]), ("ksh", []), ("mksh", []))
@@ -171,7 +171,7 @@ class Probe:
 
     def close(self) -> tuple[int, bytes]:
         """End its input; return its exit status and what it said on stderr."""
-        _, stderr = self.process.communicate(timeout=TIMEOUT_SECONDS)
+        _, stderr = self.process.communicate(timeout=HANG_SECONDS)
         return self.process.returncode, stderr
 
 
@@ -198,7 +198,7 @@ def start(request: pytest.FixtureRequest, machine: Machine) -> Iterator[Start]:
             for child in psutil.Process(probe.process.pid).children(recursive=True):
                 child.kill()
             probe.process.kill()
-        probe.process.communicate(timeout=TIMEOUT_SECONDS)
+        probe.process.communicate(timeout=HANG_SECONDS)
 
 
 def test_it_greets_answers_and_ends_with_its_input(start: Start) -> None:
@@ -334,13 +334,13 @@ def test_signals_end_it_at_once_also_in_the_middle_of_a_command(
     machine.command("x2golistdesktops", f"touch {machine.folder}/began; exec sleep 1")
     idle, busy = start(), start()
     busy.send(Request("user", ("desktops",), 1).line())
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + HANG_SECONDS
     while not (machine.folder / "began").exists():
         assert time.monotonic() < deadline
         time.sleep(0.005)
     for probe in (idle, busy):
         probe.process.send_signal(number)
-        assert probe.process.wait(TIMEOUT_SECONDS) == -number
+        assert probe.process.wait(HANG_SECONDS) == -number
 
 
 def test_the_environment_does_not_choose_its_commands(start: Start, machine: Machine, tmp_path: Path) -> None:
@@ -619,7 +619,7 @@ def test_without_an_sql_configuration_the_backend_is_unknown(start: Start, machi
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing() -> None:
     checked = subprocess.run(
-        ["shellcheck", "--shell=sh", "-"], input=probe_text(), capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+        ["shellcheck", "--shell=sh", "-"], input=probe_text(), capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert checked.stdout == ""
     assert checked.returncode == 0

@@ -26,6 +26,7 @@ from x2gofleet_workers.shell_probe import MAX_ANSWER_BYTES, Answer, Request, Sec
 from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running_simulation
 from x2gofleet_workers.ssh import Deadline, Endpoint, SshConnection
 
+from tests.waiting import wait_until
 from x2gofleet.errors import (
     AuthenticationFailed,
     CommandMissing,
@@ -48,13 +49,6 @@ SHORT_SECONDS = 0.4
 MARGIN_SECONDS = 1.0
 Run = Callable[[Any], Awaitable[None]]
 PROBE = "exec sh -c 'the text of the probe' x2gofleet-probe"
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LONG_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from x2gofleet_workers.shell_probe import (
     MAX_ANSWER_BYTES,
@@ -74,7 +74,6 @@ def test_byte_by_byte_it_is_the_same() -> None:
     assert sections == taken_apart(RAW, *ASKED)[1]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, len(RAW)), max_size=30))
 def test_in_any_pieces_it_is_the_same(cuts: list[int]) -> None:
     edges = sorted({0, *cuts, len(RAW)})
@@ -84,7 +83,6 @@ def test_in_any_pieces_it_is_the_same(cuts: list[int]) -> None:
     assert sections == taken_apart(RAW, *ASKED)[1]
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(1, 50))
 def test_any_bytes_of_a_command_come_through_whole(body: bytes, step: int) -> None:
     raw = frame("sessions", body) + DONE
@@ -153,7 +151,6 @@ def test_broken_frames_are_not_proven(name: str, step: int) -> None:
     assert not answer.done
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.binary(max_size=60))
 def test_any_bytes_give_sections_or_are_not_proven(raw: bytes, tail: bytes) -> None:
     pieces = [raw, MARK.encode() + b" " + tail, b"\n" + MARK.encode() + b" end load " + tail + b"\n"]
