@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from x2gofleet_workers.embedded import EmbeddedValkey
 
 from tests.servers import RedisServers
+from tests.waiting import PATIENT
 from x2gofleet.connection import client_from_url
 from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
 from x2gofleet.hints import DROPPED, Hint, hint_commands, hint_field
@@ -21,6 +24,16 @@ from x2gofleet.keys import Keys, server_of, target_id, user_of
 from x2gofleet.kinds import Kind
 from x2gofleet.snapshot import digest_of
 from x2gofleet.store import Lease, Listing, Outcome, Store
+
+# Ignored by nohup or in the background of a script. A program inherits that a signal is ignored, but no handler: the
+# programs that tests start and signal get the default, and this process still lets the signal pass.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
+
+# An example that takes long says that the machine does much else.
+settings.register_profile("x2gofleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("x2gofleet")
 
 SAMPLES = Path(__file__).parent / "samples"
 LASTING_SECONDS = 60.0
@@ -60,7 +73,7 @@ def valkey_url(request: pytest.FixtureRequest, redis_servers: RedisServers) -> I
 @pytest.fixture
 def redis_client(valkey_url: str) -> Iterator[redis.Redis]:
     """A client of its own for each test; the command timeout suits a busy machine."""
-    client = client_from_url(valkey_url, connect_timeout_seconds=5.0, command_timeout_seconds=5.0)
+    client = client_from_url(valkey_url, **PATIENT)
     yield client
     client.close()
 

@@ -14,7 +14,8 @@ from typing import Any
 import redis
 import redis.asyncio
 
-from x2gofleet.connection import Command, async_link_from_url, async_link_of, link_from_url, link_of
+from tests.waiting import HANG_SECONDS, PATIENT
+from x2gofleet.connection import Command, async_link_from_url, async_link_of, link_from_url, link_of, node
 
 KINDS = ("Link", "AsyncLink")
 _MAKE: dict[str, Callable[..., Any]] = {
@@ -26,15 +27,22 @@ _MAKE: dict[str, Callable[..., Any]] = {
 
 
 class AnyLink:
-    """A Link, or an AsyncLink run in an event loop of its own in the calling thread, from a URL or over a client."""
+    """A Link, or an AsyncLink run in an event loop of its own in the calling thread, from a URL or over a client.
 
-    def __init__(self, kind: str, url: str, **settings: Any) -> None:
-        self._runner = asyncio.Runner() if kind in ("AsyncLink", "redis.asyncio.Redis") else None
+    One from a URL that is not ``patient`` has the timeouts that links have by themselves.
+    """
+
+    def __init__(self, kind: str, url: str, *, patient: bool = True, **settings: Any) -> None:
+        if patient and kind in KINDS:
+            settings = {**PATIENT, **settings}
+        # As asyncio has it now: a clock may have its own installed.
+        is_async = kind in ("AsyncLink", "redis.asyncio.Redis")
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop) if is_async else None
         self.link: Any = _MAKE[kind](url, **settings)
 
     def exchange(self, commands: Sequence[Command], *, seconds: float | None = None) -> list[Any]:
         """Exchange, within ``seconds`` from now."""
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if seconds is None else node.time.monotonic() + seconds
         replies: list[Any] = self.run(self.link.exchange(commands, deadline=deadline))
         return replies
 
@@ -93,17 +101,36 @@ def listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(5)
+        thread.join(HANG_SECONDS)
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.shutdown(socket.SHUT_RDWR)
             peer.close()
 
 
+@contextmanager
+def refusing() -> Iterator[int]:
+    """A TCP port of loopback that refuses connections, and that nobody else can listen on meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
+
+
 def silent(peer: socket.socket) -> None:
     """Read and never answer."""
     while peer.recv(4096):
         pass
+
+
+def answering(reply: bytes) -> Callable[[socket.socket], None]:
+    """Return a server that answers whatever it is sent by ``reply``, the first time, and then is silent."""
+
+    def serve(peer: socket.socket) -> None:
+        peer.recv(65_536)
+        peer.sendall(reply)
+        silent(peer)
+
+    return serve
 
 
 @contextmanager

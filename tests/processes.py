@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,22 +22,12 @@ from x2gofleet_workers.embedded import _binary, die_with_parent
 from x2gofleet_workers.ownership import fair_share
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, PATIENT, wait_until
 from x2gofleet.cache import FleetCache
 from x2gofleet.connection import client_from_url
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
-
-TIMEOUT_SECONDS = 30.0
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT_SECONDS) -> float:
-    """Wait for a condition; return how many seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"never came true within {seconds:g} s: {what}"
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 class OwnValkey:
@@ -49,7 +39,7 @@ class OwnValkey:
         self.socket = self.folder / "v.sock"
         self.url = f"unix://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
-        self.client = client_from_url(self.url, connect_timeout_seconds=5, command_timeout_seconds=5)
+        self.client = client_from_url(self.url, **PATIENT)
 
     def start(self) -> None:
         """Start the server; returns once it answers."""
@@ -75,7 +65,7 @@ class OwnValkey:
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
-            self.process.wait(TIMEOUT_SECONDS)
+            self.process.wait(HANG_SECONDS)
             self.process = None
 
     def signal(self, number: int) -> None:
@@ -132,7 +122,7 @@ class WorkerProcess:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
             try:
-                self.process.wait(TIMEOUT_SECONDS)
+                self.process.wait(HANG_SECONDS)
             finally:
                 self.process.kill()
                 self.process.wait()
@@ -239,8 +229,8 @@ def live_fleet(folder: Path, *, servers: int = 6, sessions: int = 12) -> Iterato
         simulation.write_inventory(folder / "simulated.toml")
         valkey = OwnValkey()
         stack.callback(valkey.close)
-        client = client_from_url(valkey.url, connect_timeout_seconds=2, command_timeout_seconds=2)
-        cache = stack.enter_context(FleetCache(client))
+        client = client_from_url(valkey.url, connect_timeout_seconds=10, command_timeout_seconds=10)
+        cache = stack.enter_context(FleetCache(client, lookup_seconds=LOOKUP_SECONDS))
         fleet = LiveFleet(folder, valkey, simulation, cache)
         try:
             yield fleet

@@ -17,7 +17,7 @@ import pytest
 import redis
 from x2gofleet_workers.embedded import EmbeddedValkeyError, _binary, die_with_parent
 
-from tests.processes import wait_until
+from tests.waiting import HANG_SECONDS, PATIENT, wait_until
 from x2gofleet.connection import client_from_url
 
 
@@ -119,7 +119,7 @@ def running_server(version: Version, options: Mapping[str, str] | None = None) -
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
-    client = client_from_url(server.url, connect_timeout_seconds=5, command_timeout_seconds=5)
+    client = client_from_url(server.url, **PATIENT)
 
     def answers() -> bool:
         assert process.poll() is None, f"{version.name} ended: {(folder / 'log').read_text()[-2000:]}"
@@ -133,7 +133,7 @@ def running_server(version: Version, options: Mapping[str, str] | None = None) -
     finally:
         client.close()
         process.terminate()
-        process.wait(10)
+        process.wait(HANG_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -19,7 +19,7 @@ import redis
 from redis.crc import key_slot
 from x2gofleet_workers.embedded import _binary, die_with_parent
 
-from tests.processes import TIMEOUT_SECONDS, wait_until
+from tests.waiting import HANG_SECONDS, wait_until
 from x2gofleet.connection import client_from_url
 
 HOST = "127.0.0.1"
@@ -72,7 +72,7 @@ class ServerProcess:
         """A patient client of this server alone."""
         if self._client is None:
             url = f"redis://{HOST}:{self.port}"
-            self._client = client_from_url(url, connect_timeout_seconds=2, command_timeout_seconds=2)
+            self._client = client_from_url(url, connect_timeout_seconds=10, command_timeout_seconds=10)
         return self._client
 
     def start(self) -> None:
@@ -132,7 +132,7 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.wait(TIMEOUT_SECONDS)
+            process.wait(HANG_SECONDS)
 
     def pause(self) -> None:
         """Stop the process: connections stay, and nothing is answered."""

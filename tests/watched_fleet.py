@@ -12,30 +12,21 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, PATIENT, wait_until
 from x2gofleet import FleetCache, Snapshot
 from x2gofleet.connection import client_from_url
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 
-TIMEOUT_SECONDS = 40.0
 LEASE_SECONDS = 6.0
 TICK_SECONDS = 1.0
 BUSY_SECONDS = 3.0
 """What a machine with two busy cores may take longer than an idle one."""
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT_SECONDS) -> float:
-    """Wait for a condition; return how many seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"never came true within {seconds:g} s: {what}"
-        time.sleep(0.01)
-    return time.monotonic() - began
 
 
 def quantile(values: Iterable[float], part: float) -> float:
@@ -68,7 +59,7 @@ class WorkerProcess:
         """Return each series and its value."""
         found = re.search(r"http://\S+/metrics", self.said)
         assert found, f"{self.id} serves no metrics: {self.said}"
-        with urllib.request.urlopen(found[0], timeout=TIMEOUT_SECONDS) as answer:
+        with urllib.request.urlopen(found[0], timeout=HANG_SECONDS) as answer:
             text = answer.read().decode()
         lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
@@ -76,7 +67,7 @@ class WorkerProcess:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def wait(self, seconds: float = TIMEOUT_SECONDS) -> int:
+    def wait(self, seconds: float = HANG_SECONDS) -> int:
         return self.process.wait(seconds)
 
     def close(self) -> None:
@@ -90,8 +81,8 @@ class WorkerFleet:
 
     def __init__(self, inventory: Path, url: str, namespace: str, targets: Iterable[str]) -> None:
         self.keys, self.targets = Keys(namespace), tuple(targets)
-        self.client = client_from_url(url, connect_timeout_seconds=10.0, command_timeout_seconds=10.0)
-        self.cache = FleetCache(self.client, namespace=namespace)
+        self.client = client_from_url(url, **PATIENT)
+        self.cache = FleetCache(self.client, namespace=namespace, lookup_seconds=LOOKUP_SECONDS)
         self.workers: dict[str, WorkerProcess] = {}
         self._place = inventory, url, namespace
 
@@ -144,8 +135,9 @@ class Watcher:
     """Reads every target's sessions each 50 ms as a broker would, while its block lasts."""
 
     def __init__(self, url: str, namespace: str, targets: Iterable[str], *, profile: str = "all") -> None:
-        client = client_from_url(url, connect_timeout_seconds=10.0, command_timeout_seconds=10.0)
-        self._cache, self._profile, self._targets = FleetCache(client, namespace=namespace), profile, set(targets)
+        client = client_from_url(url, **PATIENT)
+        self._cache = FleetCache(client, namespace=namespace, lookup_seconds=LOOKUP_SECONDS)
+        self._profile, self._targets = profile, set(targets)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._newest: dict[str, Snapshot] = {}
@@ -195,7 +187,7 @@ class Watcher:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> Any:
         self._over.set()
-        self._thread.join(TIMEOUT_SECONDS)
+        self._thread.join(HANG_SECONDS)
         self._cache.close()
         if value is None and self.failure is not None:
             raise self.failure

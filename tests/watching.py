@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from tests.processes import LiveFleet, live_fleet, wait_until
+from tests.processes import LiveFleet, live_fleet
+from tests.waiting import wait_until
 from x2gofleet.aio import AsyncFleetCache
 from x2gofleet.cache import FleetCache
 from x2gofleet.errors import CacheUnavailable

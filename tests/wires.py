@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from tests.waiting import HANG_SECONDS
+
 
 @dataclass(eq=False)
 class Link:
@@ -72,7 +74,7 @@ class Wire:
     def __exit__(self, *_: object) -> None:
         self._wanted = "over"
         self._wake.send(b"x")
-        self._thread.join(10)
+        self._thread.join(HANG_SECONDS)
         for each in (self._reserved, self._wake, self._woken):
             each.close()
 

@@ -13,6 +13,7 @@ from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.polling import TargetPoller
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
+from tests.waiting import LOOKUP_SECONDS, PATIENT
 from x2gofleet import FleetCache
 from x2gofleet.connection import client_from_url
 from x2gofleet.kinds import Kind
@@ -83,8 +84,8 @@ class PolledFleet:
     def __init__(self, inventory: Path, redis_url: str, namespace: str) -> None:
         self.inventory = inventory
         self.worker = Worker(load_inventory(inventory), WorkerSettings(redis_url, namespace, f"e2e-{next(_numbers)}"))
-        self.cache = FleetCache.from_url(redis_url, namespace=namespace)
-        self.redis: redis.Redis = client_from_url(redis_url, connect_timeout_seconds=5.0, command_timeout_seconds=5.0)
+        self.cache = FleetCache.from_url(redis_url, namespace=namespace, lookup_seconds=LOOKUP_SECONDS)
+        self.redis: redis.Redis = client_from_url(redis_url, **PATIENT)
 
     def __enter__(self) -> Self:
         self.worker.start()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import LiveFleet, live_fleet, wait_until
+from tests.processes import LiveFleet, live_fleet
+from tests.waiting import wait_until
 from x2gofleet import Snapshot
 
 pytestmark = pytest.mark.faults

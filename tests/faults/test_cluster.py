@@ -15,8 +15,9 @@ import redis
 from redis.crc import key_slot
 from x2gofleet_workers.embedded import _binary
 
-from tests.processes import LiveFleet, wait_until
+from tests.processes import LiveFleet
 from tests.topologies import Cluster, ServerProcess, cluster
+from tests.waiting import wait_until
 from tests.watching import Watch, check_owned, working_fleet
 from x2gofleet.cache import FleetCache
 from x2gofleet.connection import async_link_from_url, link_from_url

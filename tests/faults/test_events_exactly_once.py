@@ -15,10 +15,11 @@ import pytest
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 from x2gofleet_workers.simulator.simulation import ServerHandle
 
+from tests.waiting import HANG_SECONDS, wait_until
 from x2gofleet import FleetCache
 from x2gofleet.events import Event, EventKind, encode_cursor
 
-from ..watched_fleet import TIMEOUT_SECONDS, WorkerFleet, wait_until  # noqa: TID252
+from ..watched_fleet import WorkerFleet  # noqa: TID252
 
 pytestmark = pytest.mark.faults
 
@@ -124,7 +125,7 @@ def drive(drivers: dict[str, Driver], listener: Listener, changes: int) -> float
                 left[name] -= 1
         return not any(left.values()) and all(driver.told == driver.done for driver in drivers.values())
 
-    return wait_until(all_done, f"{changes} changes on each server are told", 2 * TIMEOUT_SECONDS)
+    return wait_until(all_done, f"{changes} changes on each server are told", 2 * HANG_SECONDS)
 
 
 def drivers_of(simulation: RunningSimulation) -> dict[str, Driver]:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
+from tests.waiting import wait_until
+
 from ..watched_fleet import (  # noqa: TID252
     BUSY_SECONDS,
     LEASE_SECONDS,
@@ -20,7 +22,6 @@ from ..watched_fleet import (  # noqa: TID252
     WorkerFleet,
     pause,
     quantile,
-    wait_until,
 )
 
 pytestmark = pytest.mark.faults

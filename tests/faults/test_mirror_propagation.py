@@ -14,7 +14,8 @@ from typing import IO
 
 import pytest
 
-from tests.processes import live_fleet, wait_until
+from tests.processes import live_fleet
+from tests.waiting import wait_until
 
 MIRRORS = 20
 CHANGES = 12

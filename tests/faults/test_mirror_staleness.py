@@ -26,7 +26,8 @@ import pytest
 from x2gofleet_workers.hints import HintTeller
 
 from tests.faults.test_clock_steps import SteppedClock
-from tests.processes import OwnValkey, wait_until
+from tests.processes import OwnValkey
+from tests.waiting import HANG_SECONDS, wait_until
 from tests.wires import Wire
 from x2gofleet import CacheUnavailable, FleetCache
 from x2gofleet.aio import AsyncFleetCache
@@ -159,7 +160,7 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(HANG_SECONDS)
         self._hints.stop()
         self._store.close()
 
@@ -328,7 +329,7 @@ def scene(*, environment: Mapping[str, str] | None = None, tolerance: float = TO
             process.terminate()
             process.wait()
             for thread in threads:
-                thread.join(20)
+                thread.join(HANG_SECONDS)
             output.close()
     problems = [problem for each in reads.values() for problem in each.problems]
     assert problems == []

@@ -14,7 +14,8 @@ from typing import Self
 import pytest
 from x2gofleet_workers.ownership import LEASE_TTL_SECONDS, TICK_SECONDS
 
-from tests.processes import LiveFleet, live_fleet, wait_until
+from tests.processes import LiveFleet, live_fleet
+from tests.waiting import HANG_SECONDS, PATIENT, wait_until
 from tests.wires import Wire
 from x2gofleet.connection import client_from_url
 from x2gofleet.kinds import Kind
@@ -44,7 +45,7 @@ class Sampler:
     """Reads leases and snapshots all the time, each target's in one piece; keeps what changed."""
 
     def __init__(self, fleet: LiveFleet) -> None:
-        self._client = client_from_url(fleet.valkey.url, connect_timeout_seconds=5, command_timeout_seconds=5)
+        self._client = client_from_url(fleet.valkey.url, **PATIENT)
         self._keys, self._names = fleet.keys, tuple(fleet.simulation.servers)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -91,7 +92,7 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(HANG_SECONDS)
         self._client.close()
 
 

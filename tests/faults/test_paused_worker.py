@@ -7,17 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import redis
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
+from tests.waiting import LOOKUP_SECONDS, wait_until
 from x2gofleet import FleetCache, Snapshot
 from x2gofleet.keys import Keys
 
@@ -50,13 +50,6 @@ sys.exit(main())
 """
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.005)
-
-
 class WorkerProcess:
     """A worker in a process of its own."""
 
@@ -86,7 +79,7 @@ class Stage:
         self.server = simulation.server("ts01")
         self._url, self._namespace = url, namespace
         self.trigger, self.go = directory / "hold-the-next-write", directory / "go-on"
-        self.cache = FleetCache.from_url(url, namespace=namespace)
+        self.cache = FleetCache.from_url(url, namespace=namespace, lookup_seconds=LOOKUP_SECONDS)
         self.keys = Keys(namespace)
         self._inventory = directory / "fleet.toml"
         self._simulation = simulation

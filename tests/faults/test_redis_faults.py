@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from x2gofleet_workers.ownership import LEASE_TTL_SECONDS
 
-from tests.processes import LiveFleet, live_fleet, wait_until
+from tests.processes import LiveFleet, live_fleet
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.faults
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import LiveFleet, wait_until
+from tests.processes import LiveFleet
 from tests.topologies import SERVICE, SentinelGroup, ServerProcess, sentinel_group
+from tests.waiting import wait_until
 from tests.watching import Watch, check_owned, working_fleet
 from x2gofleet.cache import FleetCache
 from x2gofleet.connection import link_from_url

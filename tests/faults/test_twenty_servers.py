@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from x2gofleet_workers.embedded import EmbeddedValkey
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, PATIENT, wait_until
 from x2gofleet.cache import FleetCache
 from x2gofleet.connection import client_from_url
 
@@ -29,14 +30,6 @@ INTERVAL_SECONDS = 0.1
 DEADLINE_SECONDS = 1.0
 POLLS = 200
 WARM_UP_POLLS = 30
-TIMEOUT_SECONDS = 90.0
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true within {seconds:g} s: {what}"
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ def valkey() -> Iterator[EmbeddedValkey]:
 
 @pytest.fixture
 def cache(valkey: EmbeddedValkey) -> Iterator[FleetCache]:
-    with FleetCache(client_from_url(valkey.url, command_timeout_seconds=5)) as reader:
+    with FleetCache(client_from_url(valkey.url, **PATIENT), lookup_seconds=LOOKUP_SECONDS) as reader:
         yield reader
 
 
@@ -94,7 +87,7 @@ class Worker:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(10)
+            self.process.wait(HANG_SECONDS)
         finally:
             self.process.kill()
             self.process.wait()

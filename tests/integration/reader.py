@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import redis
 from x2gofleet_workers import embedded
 
+from tests.waiting import HANG_SECONDS, PATIENT, wait_until
 from x2gofleet.aio import AsyncFleetCache
 from x2gofleet.connection import client_from_url
 from x2gofleet.errors import CacheUnavailable
@@ -28,14 +29,6 @@ from x2gofleet.store import Store
 T = TypeVar("T")
 
 LOAD = b"loadavg 0.05 0.10 0.20\nmemtotal_kb 24000000\nmemavailable_kb 23000000\ncpus 2\ncpu_mhz 2450.0\n"
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    """Return as soon as ``condition`` is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.005)
 
 
 def session_name(username: str, display: int = 50) -> str:
@@ -82,7 +75,7 @@ class OwnValkey:
         options = {"port": self.port, "bind": "127.0.0.1", "dir": self._directory, "save": "", "appendonly": "no"}
         arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         self._process = subprocess.Popen([valkey_binary(), *arguments], stdout=subprocess.DEVNULL)
-        client = client_from_url(self.url, command_timeout_seconds=5.0)
+        client = client_from_url(self.url, **PATIENT)
 
         def answers() -> bool:
             try:
@@ -197,7 +190,7 @@ class CountingProxy:
 
     def __exit__(self, *_: object) -> None:
         self._wake.send(b"x")
-        self._thread.join(5)
+        self._thread.join(HANG_SECONDS)
         for each in (self._listener, self._wake, self._woken):
             each.close()
 
@@ -227,7 +220,7 @@ class Awaited:
             return
         self._wait(self._cache.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(HANG_SECONDS)
         self._loop.close()
 
     def __enter__(self) -> Self:
@@ -272,7 +265,7 @@ class StubWorker:
     """Takes the requests to one worker in a thread and answers each by a function; None is no answer."""
 
     def __init__(self, url: str, keys: Keys, worker_id: str, answer: Callable[[Request], Request | None]) -> None:
-        self._client = client_from_url(url, command_timeout_seconds=5.0)
+        self._client = client_from_url(url, **PATIENT)
         self.store = Store(self._client, keys, worker_id)
         self.requests: list[Request] = []
         self._answer = answer
@@ -300,6 +293,6 @@ class StubWorker:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(5)
+        self._thread.join(HANG_SECONDS)
         self._client.close()
         assert self.failure is None, f"the stub worker failed: {self.failure!r}"

@@ -30,9 +30,10 @@ from x2gofleet_workers.simulator import running_simulation
 
 from tests.acl_users import user_of, with_credentials
 from tests.conftest import FleetBuilder
-from tests.processes import WorkerProcess, wait_until
+from tests.processes import WorkerProcess
 from tests.servers import VERSIONS, Version, running_server
 from tests.topologies import ServerProcess, cluster, free_port, sentinel_group
+from tests.waiting import LOOKUP_SECONDS, PATIENT, wait_until
 from x2gofleet import FleetCache
 from x2gofleet.acl import Access, Right, Role, Topology, parse_version, rights, rules
 from x2gofleet.cli import main
@@ -146,7 +147,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     with running_server(version, options) as running:
         # Not database 0, which a connection is in without asking.
         own_url = running.url.replace("db=0", "db=1")
-        client = client_from_url(own_url, connect_timeout_seconds=5, command_timeout_seconds=5)
+        client = client_from_url(own_url, **PATIENT)
         with client, ExitStack() as users:
             yield Server(f"redis://127.0.0.1:{port}/1", own_url, client, users, version)
 
@@ -222,7 +223,7 @@ def public_methods(cls: type) -> set[str]:
 @contextmanager
 def filled(server: Server, keys: Keys) -> Iterator[FleetBuilder]:
     """A fleet in which ts01 is up and ts02 is down, and a session is registered."""
-    client = client_from_url(server.own_url, command_timeout_seconds=5)
+    client = client_from_url(server.own_url, **PATIENT)
     fleet = FleetBuilder(Store(client, keys, "w1"))
     fleet.publish({"mate": ["ts01", "ts02"]})
     fleet.listing("ts01", "sessions", row("alice"))
@@ -231,7 +232,7 @@ def filled(server: Server, keys: Keys) -> Iterator[FleetBuilder]:
     fleet.listing("alice@ts01", "desktops", b"alice@:50\n")
     fleet.failure("ts02")
     fleet.store.heartbeat({"host": "h"}, ttl_ms=60_000)
-    with FleetCache(client, namespace=keys.namespace) as cache:
+    with FleetCache(client, namespace=keys.namespace, lookup_seconds=LOOKUP_SECONDS) as cache:
         cache.register_session("6c3f", "mate", "alice")
         yield fleet
     client.close()
@@ -323,7 +324,7 @@ def listing(at_ms: int, stdout: bytes, **more: Any) -> Listing:
 
 def write(url: str, keys: Keys) -> None:
     """Call every method of a worker's store."""
-    with client_from_url(url, command_timeout_seconds=5) as client:
+    with client_from_url(url, **PATIENT) as client:
         store: Any = Recorder(Store(client, keys, "w1"))
         assert store.renew([Lease("ts01", "none", 1)], ttl_ms=60_000) == [False]
         lease = store.acquire("ts01", ttl_ms=60_000)
@@ -522,7 +523,7 @@ def refused(client: redis.Redis, *command: Any) -> bool:
 
 def test_every_command_but_its_own_is_refused(server: Server, role: Role, keys: Keys) -> None:
     granted = {command for right in rights(role, keys) for command in right.commands}
-    with client_from_url(server.user(keys.namespace, role), command_timeout_seconds=5) as client:
+    with client_from_url(server.user(keys.namespace, role), **PATIENT) as client:
         tried = 0
         for name, words in commands_of(server).items():
             if name in FREE | granted:
@@ -557,7 +558,7 @@ DANGEROUS = [
 
 
 def test_dangerous_commands_are_refused_from_scripts_too(server: Server, role: Role, keys: Keys) -> None:
-    with client_from_url(server.user(keys.namespace, role), command_timeout_seconds=5) as client:
+    with client_from_url(server.user(keys.namespace, role), **PATIENT) as client:
         for command in DANGEROUS:
             assert refused(client, *command), command
         script = "local r = redis.pcall('KEYS', '*') return r.err or 'done'"
@@ -573,7 +574,7 @@ def test_what_a_role_sends_is_refused_in_every_other_namespace(
     server: Server, role: Role, life: tuple[Keys, set[Sent]]
 ) -> None:
     keys, sent = life
-    with client_from_url(server.user(keys.namespace, role), command_timeout_seconds=5) as client:
+    with client_from_url(server.user(keys.namespace, role), **PATIENT) as client:
         tried = set()
         for each in sent:
             if not each.keys:
@@ -614,7 +615,7 @@ def protected(keys: Keys) -> list[str]:
 
 
 def test_a_broker_writes_nothing_that_workers_write(server: Server, keys: Keys) -> None:
-    with client_from_url(server.user(keys.namespace, Role.BROKER), command_timeout_seconds=5) as client:
+    with client_from_url(server.user(keys.namespace, Role.BROKER), **PATIENT) as client:
         allowed = [(write(key), key) for write in WRITES for key in protected(keys) if not refused(client, *write(key))]
     if server.confines:
         assert allowed == []
@@ -626,7 +627,7 @@ def test_a_broker_writes_nothing_that_workers_write(server: Server, keys: Keys) 
 
 def test_a_reader_writes_no_key(server: Server, keys: Keys) -> None:
     own = [keys.uuid("6c3f"), keys.refresh_requests("w1"), keys.refresh_answers("r1"), "elsewhere"]
-    with client_from_url(server.user(keys.namespace, Role.READER), command_timeout_seconds=5) as client:
+    with client_from_url(server.user(keys.namespace, Role.READER), **PATIENT) as client:
         assert [w(key) for w in WRITES for key in (*protected(keys), *own) if not refused(client, *w(key))] == []
 
 
@@ -720,7 +721,7 @@ def test_what_is_printed_makes_the_users(
     aclfile.write_text("\n".join(lines) + "\n")
     with (
         running_server(server.running, {"aclfile": str(aclfile)}) as running,
-        client_from_url(running.url, command_timeout_seconds=5) as client,
+        client_from_url(running.url, **PATIENT) as client,
     ):
         assert rights_of(client, names) == by_commands
     for word in PASSWORDS.values():
@@ -795,7 +796,7 @@ class Group:
 
 def live(url: str, keys: Keys, more: Callable[[Store], None] = lambda store: None) -> None:
     """Write as a worker and look up with the same user, so far as that goes."""
-    with closing(link_from_url(url, connect_timeout_seconds=2, command_timeout_seconds=2)) as link:
+    with closing(link_from_url(url, **PATIENT)) as link:
         fleet = FleetBuilder(Store(link, keys, "w1"))
         # New ones each time: an attempt that was refused half way leaves its leases.
         names = [f"{secrets.token_hex(4)}-{number}" for number in range(3)]

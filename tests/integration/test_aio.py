@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import LOOKUP_SECONDS
 from x2gofleet import AsyncFleetCache, CacheUnavailable
 
 from .reader import CountingProxy, OwnValkey, StubWorker, row
@@ -34,7 +35,7 @@ def profiles(publish: Publish, store_listing: StoreListing) -> dict[str, str]:
 @pytest.fixture
 def opened(valkey_url: str, namespace: str) -> Callable[[], AsyncFleetCache]:
     """Opens a reader of the test's namespace."""
-    return lambda: AsyncFleetCache.from_url(valkey_url, namespace=namespace)
+    return lambda: AsyncFleetCache.from_url(valkey_url, namespace=namespace, lookup_seconds=LOOKUP_SECONDS)
 
 
 async def asked(cache: AsyncFleetCache, profile: str) -> list[tuple[str, str]]:
@@ -132,7 +133,7 @@ def test_one_question_about_the_fleet_is_one_round_trip(
     valkey_url: str, namespace: str, profiles: dict[str, str]
 ) -> None:
     async def ask(url: str) -> int:
-        async with AsyncFleetCache.from_url(url, namespace=namespace) as cache:
+        async with AsyncFleetCache.from_url(url, namespace=namespace, lookup_seconds=LOOKUP_SECONDS) as cache:
             await cache.profiles()
             await cache.find_sessions(username="p1")
             before = proxy.round_trips

@@ -558,7 +558,7 @@ class TestLive:
             console_for(file).print(live.render(cache, title="the title"))
             return file.getvalue()
 
-        client = redis.Redis(unix_socket_path="/nonexistent/socket")
+        client = redis.Redis(unix_socket_path="/dev/null/socket")
         with FleetCache(client, namespace=namespace) as cache:
             for text in (shown(cache), live.summary(cache)):
                 assert "CacheUnavailable: asking Redis" in " ".join(text.split())

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import redis
 
+from tests.waiting import PATIENT, wait_until
 from x2gofleet.cli import main
 from x2gofleet.events import Change, EventKind
 from x2gofleet.keys import Keys
 
-from ..watched_fleet import wait_until  # noqa: TID252
 from .reader import OwnValkey
 
 TIMEOUT_SECONDS = 20.0
@@ -269,7 +269,7 @@ def test_it_outlasts_outages_and_says_each_once(follow: Follow, tmp_path: Path, 
     from ..conftest import FleetBuilder  # noqa: TID252
 
     with OwnValkey(tmp_path) as valkey:
-        client = client_from_url(valkey.url, connect_timeout_seconds=5.0, command_timeout_seconds=5.0)
+        client = client_from_url(valkey.url, **PATIENT)
         following = follow(url=valkey.url)
         wait_until(lambda: "waiting for one" in following.said, "it waits for an inventory", TIMEOUT_SECONDS)
 

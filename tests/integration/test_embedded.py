@@ -8,8 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,15 +17,9 @@ import redis
 from x2gofleet_workers import embedded
 from x2gofleet_workers.embedded import EmbeddedValkey, EmbeddedValkeyError
 
+from tests.waiting import wait_until
 from x2gofleet.connection import client_from_url
 from x2gofleet.extras import how_to_install
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.01)
 
 
 def running(pid: int) -> bool:

@@ -16,6 +16,7 @@ import pytest
 import redis
 from x2gofleet_workers.embedded import EmbeddedValkey
 
+from tests.waiting import PATIENT
 from x2gofleet.connection import client_from_url
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
@@ -57,7 +58,7 @@ class Sample:
 def sample() -> Iterator[Sample]:
     """Two servers that are up."""
     with EmbeddedValkey() as valkey:
-        client = client_from_url(valkey.url, command_timeout_seconds=5.0)
+        client = client_from_url(valkey.url, **PATIENT)
         yield Sample(valkey.url, client)
         client.close()
 

@@ -76,10 +76,10 @@ def test_a_worker_that_left_is_not_alive(asked: Callable[[], int], store: Store)
 def test_redis_out_of_reach_is_unknown_and_said_without_the_password(
     asked: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("X2GOFLEET_REDIS_URL", "unix://:hunter2@/nonexistent/socket?db=0")
+    monkeypatch.setenv("X2GOFLEET_REDIS_URL", "unix://:hunter2@/dev/null/socket?db=0")
     assert asked() == health.EXIT_UNKNOWN
     said = capsys.readouterr().out
-    assert said.startswith(f"whether a worker lives on {HOST} is unknown: unix://***@/nonexistent/socket?db=0: ")
+    assert said.startswith(f"whether a worker lives on {HOST} is unknown: unix://***@/dev/null/socket?db=0: ")
     assert "hunter2" not in said
 
 
@@ -102,7 +102,7 @@ def test_a_setting_that_can_not_be_used_is_unknown_without_a_traceback(
 def test_the_worker_itself_is_asked_where_its_port_is_known_whatever_redis_does(
     asked: Callable[[], int], live: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for url in (os.environ["X2GOFLEET_REDIS_URL"], "unix:///nonexistent/socket"):
+    for url in (os.environ["X2GOFLEET_REDIS_URL"], "unix:///dev/null/socket"):
         monkeypatch.setenv("X2GOFLEET_REDIS_URL", url)
         live[0] = ""
         assert asked() == 0

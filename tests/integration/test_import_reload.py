@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from x2gofleet_workers.inventory import InventoryFile, load_inventory
 
-from tests.processes import LiveFleet, live_fleet, wait_until
+from tests.processes import LiveFleet, live_fleet
+from tests.waiting import wait_until
 
 SERVERS = 4
 THREE = ("ts01", "ts02", "ts03")

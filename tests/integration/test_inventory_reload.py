@@ -17,7 +17,8 @@ from x2gofleet_workers.inventory import InventoryFile, load_inventory, parse_inv
 from x2gofleet_workers.ownership import fair_share
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
-from tests.processes import LiveFleet, live_fleet, wait_until
+from tests.processes import LiveFleet, live_fleet
+from tests.waiting import LOOKUP_SECONDS, wait_until
 from x2gofleet.cache import FleetCache
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import ServerStatus
@@ -446,7 +447,7 @@ def watching(fleet: LiveFleet) -> Iterator[list[str]]:
     over = threading.Event()
 
     def look() -> None:
-        with FleetCache.from_url(fleet.valkey.url) as cache:
+        with FleetCache.from_url(fleet.valkey.url, lookup_seconds=LOOKUP_SECONDS) as cache:
             while not over.wait(0.02):
                 with contextlib.suppress(Exception):
                     found = {each.server for each in cache.snapshots(profile_name="all", kind=Kind.SESSIONS)}

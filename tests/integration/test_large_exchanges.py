@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENT
 from x2gofleet.connection import async_link_from_url, client_from_url, link_from_url, link_of
 from x2gofleet.lookup import Command
 
@@ -17,17 +18,14 @@ def exchanged(kind: str, url: str, commands: list[Command]) -> list[Any]:
     if kind == "asyncio":
 
         async def talk() -> list[Any]:
-            link = async_link_from_url(url, command_timeout_seconds=10)
+            link = async_link_from_url(url, **PATIENT)
             try:
                 return await link.exchange(commands)
             finally:
                 await link.aclose()
 
         return asyncio.run(talk())
-    if kind == "client":
-        link = link_of(client_from_url(url, command_timeout_seconds=10))
-    else:
-        link = link_from_url(url, command_timeout_seconds=10)
+    link = link_of(client_from_url(url, **PATIENT)) if kind == "client" else link_from_url(url, **PATIENT)
     try:
         return link.exchange(commands)
     finally:

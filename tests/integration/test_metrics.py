@@ -20,13 +20,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
-from tests.processes import OwnValkey, wait_until
+from tests.processes import OwnValkey
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, wait_until
 from x2gofleet.cache import FleetCache
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 
-TIMEOUT_SECONDS = 30.0
 SERVERS = 3
 SESSIONS_SECONDS = 0.2
 DEADLINE_SECONDS = 4
@@ -53,7 +53,7 @@ def simulation(tmp_path: Path) -> Iterator[RunningSimulation]:
 
 @pytest.fixture
 def cache(valkey: OwnValkey) -> Iterator[FleetCache]:
-    with FleetCache.from_url(valkey.url) as reader:
+    with FleetCache.from_url(valkey.url, lookup_seconds=LOOKUP_SECONDS) as reader:
         yield reader
 
 
@@ -136,7 +136,7 @@ class WorkerProcess:
             [sys.executable, "-m", "x2gofleet_workers", "healthcheck", "--url", self.url + path],
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
             env=ENVIRONMENT,
         )
@@ -146,11 +146,11 @@ class WorkerProcess:
     def stop(self) -> None:
         self.process.terminate()
         try:
-            self.process.wait(TIMEOUT_SECONDS)
+            self.process.wait(HANG_SECONDS)
         except subprocess.TimeoutExpired:
             # faulthandler writes where each thread stands.
             self.process.send_signal(signal.SIGABRT)
-            self.process.wait(TIMEOUT_SECONDS)
+            self.process.wait(HANG_SECONDS)
             pytest.fail(f"the worker did not end:\n{self.log}")
 
 
@@ -510,7 +510,7 @@ def test_scrapes_from_many_sides_at_once(worker: WorkerProcess) -> None:
     begin = threading.Barrier(8)
 
     def scrape(_: int) -> float:
-        begin.wait(TIMEOUT_SECONDS)
+        begin.wait(HANG_SECONDS)
         return worker.value("x2gofleet_owned_targets")
 
     with ThreadPoolExecutor(8) as pool:
@@ -528,7 +528,7 @@ def test_a_port_that_is_taken_ends_the_worker_at_once(
         ],
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_SECONDS,
+        timeout=HANG_SECONDS,
         check=False,
         env={**ENVIRONMENT, "X2GOFLEET_METRICS_PORT": port},
     )
@@ -541,7 +541,7 @@ def test_sigterm_ends_worker_and_endpoint(worker: WorkerProcess, simulation: Run
     url = worker.url
     began = time.monotonic()
     worker.process.send_signal(signal.SIGTERM)
-    assert worker.process.wait(TIMEOUT_SECONDS) == 0
+    assert worker.process.wait(HANG_SECONDS) == 0
     assert time.monotonic() - began < 5.0
     status, said = worker.healthcheck()
     assert status == 1
@@ -571,7 +571,7 @@ def test_without_a_port_nothing_listens(simulation: RunningSimulation, valkey: O
         assert sockets & listening == set()
     finally:
         process.terminate()
-        process.wait(TIMEOUT_SECONDS)
+        process.wait(HANG_SECONDS)
 
 
 def is_filled(cache: FleetCache) -> bool:

@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from tests.conftest import FleetBuilder
+from tests.waiting import HANG_SECONDS, wait_until
 from x2gofleet import CacheUnavailable, FleetCache, RefreshFailed
 from x2gofleet.connection import link_from_url
 from x2gofleet.keys import Keys
@@ -24,7 +25,7 @@ from x2gofleet.kinds import Kind
 from x2gofleet.mirror import COMMAND_SECONDS, Mirror
 from x2gofleet.store import Store
 
-from .reader import LOAD, CountingProxy, OwnValkey, StubWorker, row, session_name, wait_until
+from .reader import LOAD, CountingProxy, OwnValkey, StubWorker, row, session_name
 
 StoreListing = Callable[..., Any]
 Publish = Callable[..., Any]
@@ -386,7 +387,7 @@ def test_lookups_close_and_resync_may_meet_in_many_threads(valkey_url: str, name
     cache._mirror.close()
     stop.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(HANG_SECONDS)
     cache.close()
     assert problems == []
 

@@ -14,6 +14,7 @@ import redis
 
 from tests.conftest import FleetBuilder, keys_below
 from tests.integration.reader import LOAD, row, session_name
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS
 from x2gofleet import FleetCache, NoServerAvailable
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
@@ -230,7 +231,10 @@ def test_nonsense_is_refused(cache: FleetCache, four: FleetBuilder, question: An
 
 
 def _storm(url: str, namespace: str, names: Sequence[str], reserve_seconds: float, queue: Any) -> None:
-    with FleetCache.from_url(url, namespace=namespace) as cache, ThreadPoolExecutor(10) as pool:
+    with (
+        FleetCache.from_url(url, namespace=namespace, lookup_seconds=LOOKUP_SECONDS) as cache,
+        ThreadPoolExecutor(10) as pool,
+    ):
 
         def login(name: str) -> str:
             placement = cache.place("mate", name, reserve_seconds=reserve_seconds)
@@ -257,7 +261,7 @@ def storm(url: str, namespace: str, reserve_seconds: float) -> Counter[str]:
     for _ in brokers:
         chosen.update(queue.get(timeout=60))
     for broker in brokers:
-        broker.join(30)
+        broker.join(HANG_SECONDS)
     return chosen
 
 

@@ -14,10 +14,11 @@ import redis
 
 from tests.conftest import FleetBuilder
 from tests.system_python import RaisedThere, SystemPython, require
+from tests.waiting import wait_until
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 
-from .reader import OwnValkey, Request, StubWorker, row, session_name, wait_until
+from .reader import OwnValkey, Request, StubWorker, row, session_name
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 

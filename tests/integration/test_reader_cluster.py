@@ -11,11 +11,12 @@ from redis.cluster import ClusterNode, RedisCluster
 
 from tests.integration import test_reader_contract as contract
 from tests.topologies import Cluster, cluster
+from tests.waiting import PATIENT, wait_until
 from x2gofleet.connection import link_from_url
 from x2gofleet.keys import Keys
 from x2gofleet.store import Store
 
-from .reader import row, wait_until
+from .reader import row
 
 # How much later one node may be asked than another in the same exchange, on a busy machine.
 NODES_APART_SECONDS = 0.2
@@ -75,7 +76,7 @@ def redis_client(running: Cluster) -> Iterator[RedisCluster]:
 
 @pytest.fixture
 def store(running: Cluster, keys: Keys) -> Iterator[Store]:
-    link = link_from_url(running.url, connect_timeout_seconds=5.0, command_timeout_seconds=5.0)
+    link = link_from_url(running.url, **PATIENT)
     yield Store(link, keys, "w1")
     link.close()
 

@@ -14,11 +14,12 @@ import pytest
 import redis
 
 from tests.servers import VERSIONS
-from x2gofleet import Kind, SchemaMismatch, SessionList, SnapshotCorrupt, UnknownProfile
+from tests.waiting import wait_until
+from x2gofleet import CacheUnavailable, Kind, SchemaMismatch, SessionList, SnapshotCorrupt, UnknownProfile
 from x2gofleet.keys import Keys
 from x2gofleet.snapshot import SCHEMA_VERSION, digest_of
 
-from .reader import LOAD, row, session_name, wait_until
+from .reader import LOAD, row, session_name
 
 pytestmark = pytest.mark.parametrize("valkey_url", VERSIONS, indirect=True, scope="session")
 
@@ -745,7 +746,12 @@ def test_an_answer_is_of_one_inventory_also_while_it_changes(
         seen: list[tuple[str, ...]] = []
 
         def enough() -> bool:
-            seen.append(tuple(each.server for each in cache.list_sessions(profile_name="mate").rows))
+            try:
+                seen.append(tuple(each.server for each in cache.list_sessions(profile_name="mate").rows))
+            except CacheUnavailable as exc:
+                # On a machine that does much else.
+                if "changes faster than it can be read" not in str(exc):
+                    raise
             return len(flips) > 50 and len(set(seen)) > 1
 
         wait_until(enough)

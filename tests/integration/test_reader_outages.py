@@ -12,6 +12,7 @@ import pytest
 import redis
 from x2gofleet_workers.embedded import EmbeddedValkey
 
+from tests.waiting import PATIENT, wait_until
 from x2gofleet import CacheUnavailable, RefreshFailed
 from x2gofleet.connection import client_from_url
 from x2gofleet.keys import Keys
@@ -19,7 +20,7 @@ from x2gofleet.store import Store
 
 from ..conftest import FleetBuilder  # noqa: TID252
 from .conftest import DIRECT
-from .reader import CountingProxy, OwnValkey, row, wait_until
+from .reader import CountingProxy, OwnValkey, row
 
 pytestmark = pytest.mark.parametrize("open_cache", DIRECT, indirect=True)
 
@@ -57,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnValkey]:
 @pytest.fixture
 def client(server: OwnValkey) -> Iterator[redis.Redis]:
     """A patient client."""
-    made = client_from_url(server.url, command_timeout_seconds=5.0)
+    made = client_from_url(server.url, **PATIENT)
     yield made
     made.close()
 
@@ -259,7 +260,7 @@ def test_an_error_reply_is_told_each_time_and_opens_no_breaker(
 
 def test_a_replica_and_a_full_redis_answer_and_refuse_writes(open_cache: Callable[[str, str], Any]) -> None:
     with EmbeddedValkey() as valkey:
-        client = client_from_url(valkey.url, command_timeout_seconds=5.0)
+        client = client_from_url(valkey.url, **PATIENT)
         fleet = FleetBuilder(Store(client, Keys("test"), "w1"))
         fleet.publish({"mate": ["ts01"]})
         fleet.listing("ts01", "sessions", row("alice"))

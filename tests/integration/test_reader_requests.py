@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from tests.servers import VERSIONS
+from tests.waiting import HANG_SECONDS
 from x2gofleet import Kind, RefreshFailed, UnknownProfile
 from x2gofleet.keys import Keys
 from x2gofleet.store import Store
@@ -168,7 +169,7 @@ def test_a_late_answer_is_not_taken_for_that_of_the_next_question(
     def answer(request: Request) -> Request:
         if not late:
             late.append(request)
-            let_go.wait(10)
+            let_go.wait(HANG_SECONDS)
             return {"target": "ts01", "stored": [], "error": "of the first question"}
         answered: Request = obeys(request)
         return answered

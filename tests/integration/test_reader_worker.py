@@ -12,10 +12,9 @@ from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
+from tests.waiting import wait_until
 from x2gofleet import RefreshFailed
 from x2gofleet.keys import Keys
-
-from .reader import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ import pytest
 from x2gofleet_workers.ownership import fair_share
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
+from tests.waiting import wait_until
 from x2gofleet import FleetCache, RefreshFailed, Snapshot
 from x2gofleet.kinds import Kind
 
-from ..watched_fleet import BUSY_SECONDS, LEASE_SECONDS, TICK_SECONDS, WorkerFleet, quantile, wait_until  # noqa: TID252
+from ..watched_fleet import BUSY_SECONDS, LEASE_SECONDS, TICK_SECONDS, WorkerFleet, quantile  # noqa: TID252
 
 SLOW_SECONDS = 0.3
 CALLS = 100

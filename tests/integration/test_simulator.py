@@ -35,10 +35,10 @@ from x2gofleet_workers.probe.protocol import (
 from x2gofleet_workers.probe.reference import Agreement, compare_with_reference
 from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running_simulation
 
+from tests.waiting import HANG_SECONDS, wait_until
 from x2gofleet.errors import NotProven
 from x2gofleet.extras import how_to_install
 
-TIMEOUT_SECONDS = 20
 SHORT_SECONDS = 0.3
 PLAIN = start_command("auto", as_root=False)
 SUDO = start_command("auto", as_root=True)
@@ -52,21 +52,14 @@ MOUNTS = SectionRequest(SectionKind.MOUNTS)
 Login = Callable[..., paramiko.SSHClient]
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.01)
-
-
 class Probe:
     """The worker's end of one probe channel."""
 
     def __init__(self, client: paramiko.SSHClient, command: str = PLAIN, *, first_input: bytes = TEXT) -> None:
         transport = client.get_transport()
         assert transport is not None
-        self.channel = transport.open_session(timeout=TIMEOUT_SECONDS)
-        self.channel.settimeout(TIMEOUT_SECONDS)
+        self.channel = transport.open_session(timeout=HANG_SECONDS)
+        self.channel.settimeout(HANG_SECONDS)
         self.channel.exec_command(command)
         self.channel.sendall(first_input)
         greeting = HelloDecoder()
@@ -124,7 +117,7 @@ class Probe:
         except TimeoutError:
             return True
         finally:
-            self.channel.settimeout(TIMEOUT_SECONDS)
+            self.channel.settimeout(HANG_SECONDS)
 
 
 @pytest.fixture
@@ -158,9 +151,9 @@ def login(simulation: RunningSimulation) -> Iterator[Login]:
                 allow_agent=False,
                 look_for_keys=False,
                 **{
-                    "timeout": TIMEOUT_SECONDS,
-                    "banner_timeout": TIMEOUT_SECONDS,
-                    "auth_timeout": TIMEOUT_SECONDS,
+                    "timeout": HANG_SECONDS,
+                    "banner_timeout": HANG_SECONDS,
+                    "auth_timeout": HANG_SECONDS,
                     **options,
                 },
             )
@@ -170,7 +163,7 @@ def login(simulation: RunningSimulation) -> Iterator[Login]:
 
 
 def run(client: paramiko.SSHClient, command: str) -> tuple[bytes, bytes, int]:
-    stdin, stdout, stderr = client.exec_command(command, timeout=TIMEOUT_SECONDS)
+    stdin, stdout, stderr = client.exec_command(command, timeout=HANG_SECONDS)
     with stdin, stdout, stderr:
         return stdout.read(), stderr.read(), stdout.channel.recv_exit_status()
 
@@ -221,7 +214,7 @@ def test_a_loader_greets_when_it_has_its_text_and_an_installed_probe_at_once(
     client = login(server)
     transport = client.get_transport()
     assert transport is not None
-    loader = transport.open_session(timeout=TIMEOUT_SECONDS)
+    loader = transport.open_session(timeout=HANG_SECONDS)
     loader.exec_command(PLAIN)
     installed = Probe(client, WRAPPER, first_input=b"")
     assert installed.poll(LOAD)[0].status == "ok"
@@ -236,8 +229,8 @@ def test_a_loader_greets_when_it_has_its_text_and_an_installed_probe_at_once(
 def test_a_loader_takes_what_comes_first_for_its_text(server: ServerHandle, login: Login) -> None:
     transport = login(server).get_transport()
     assert transport is not None
-    channel = transport.open_session(timeout=TIMEOUT_SECONDS)
-    channel.settimeout(TIMEOUT_SECONDS)
+    channel = transport.open_session(timeout=HANG_SECONDS)
+    channel.settimeout(HANG_SECONDS)
     channel.exec_command(PLAIN)
     channel.sendall(AnswerDecoder(Request(Scope.SERVER, (LOAD,), 5)).request_frame())
     assert (channel.recv(1), channel.recv_stderr(6)) == (b"", b"syntax")
@@ -552,7 +545,7 @@ def test_tarpit_accepts_and_says_nothing(server: ServerHandle, login: Login) -> 
     existing = login(server)
     server.set_fault("tarpit")
     wait_until(lambda: not existing.get_transport().is_active(), "existing connections end")
-    with socket.create_connection((server.address, server.port), TIMEOUT_SECONDS) as connection:
+    with socket.create_connection((server.address, server.port), HANG_SECONDS) as connection:
         connection.settimeout(SHORT_SECONDS)
         with pytest.raises(TimeoutError):
             connection.recv(1)
@@ -562,7 +555,7 @@ def test_tarpit_accepts_and_says_nothing(server: ServerHandle, login: Login) -> 
 
 def test_tarpit_with_seconds_drips(server: ServerHandle) -> None:
     server.set_fault("tarpit=0.05")
-    with socket.create_connection((server.address, server.port), TIMEOUT_SECONDS) as connection:
+    with socket.create_connection((server.address, server.port), HANG_SECONDS) as connection:
         received = b""
         while len(received) < 4:
             received += connection.recv(1)
@@ -571,7 +564,7 @@ def test_tarpit_with_seconds_drips(server: ServerHandle) -> None:
 
 def test_not_ssh_speaks_something_else(server: ServerHandle, login: Login) -> None:
     server.set_fault("not-ssh")
-    with socket.create_connection((server.address, server.port), TIMEOUT_SECONDS) as connection:
+    with socket.create_connection((server.address, server.port), HANG_SECONDS) as connection:
         connection.sendall(b"SSH-2.0-test\r\n")
         with connection.makefile("rb") as answer:
             assert answer.read().startswith(b"HTTP/1.1 400")
@@ -584,7 +577,7 @@ def test_dead_refuses_connections_and_comes_back_on_its_port(server: ServerHandl
     server.set_fault("dead")
     wait_until(lambda: not existing.get_transport().is_active(), "existing connections end")
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((server.address, server.port), TIMEOUT_SECONDS)
+        socket.create_connection((server.address, server.port), HANG_SECONDS)
     with socket.socket() as rival:
         # The number is kept for the server, so that nobody else's service is polled in its place.
         with pytest.raises(OSError) as refused:
@@ -608,7 +601,7 @@ def test_another_key_is_refused(server: ServerHandle, simulation: RunningSimulat
         key = paramiko.Ed25519Key.from_private_key(StringIO(other.client_key.decode()))
     transport = paramiko.Transport((server.address, server.port))
     try:
-        transport.start_client(timeout=TIMEOUT_SECONDS)
+        transport.start_client(timeout=HANG_SECONDS)
         with pytest.raises(paramiko.BadAuthenticationType) as refused:
             transport.auth_password("root", "root")
         assert refused.value.allowed_types == ["publickey"]
@@ -707,7 +700,7 @@ def test_one_port_for_all_on_addresses_of_their_own(tmp_path: Path) -> None:
         assert [address for address, _ in places] == ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
         assert len({port for _, port in places}) == 1
         for place in places:
-            with socket.create_connection(place, TIMEOUT_SECONDS) as connection:
+            with socket.create_connection(place, HANG_SECONDS) as connection:
                 assert connection.recv(4) == b"SSH-"
 
 
@@ -754,7 +747,7 @@ def test_ending_a_simulation_ends_its_connections(login: Login, tmp_path: Path) 
     wait_until(lambda: not transport.is_active(), "the connection is over")
     transport.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((handle.address, handle.port), TIMEOUT_SECONDS)
+        socket.create_connection((handle.address, handle.port), HANG_SECONDS)
 
 
 COMMAND = """
@@ -790,11 +783,11 @@ def test_the_command_runs_until_a_signal_and_ends_cleanly(tmp_path: Path, number
             starts = []
             for server_id in ("ts01", "ts02"):
                 place = (servers[server_id]["host"], servers[server_id]["port"])
-                with socket.create_connection(place, TIMEOUT_SECONDS) as connection:
+                with socket.create_connection(place, HANG_SECONDS) as connection:
                     starts.append(connection.recv(4))
             assert starts == [b"SSH-", b"HTTP"]
             process.send_signal(number)
-            stdout, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
+            stdout, stderr = process.communicate(timeout=HANG_SECONDS)
         finally:
             process.kill()
     assert (process.returncode, stderr) == (0, "")
@@ -803,7 +796,7 @@ def test_the_command_runs_until_a_signal_and_ends_cleanly(tmp_path: Path, number
 
 def test_the_command_stops_by_itself_after_its_duration(tmp_path: Path) -> None:
     arguments = ("--servers", "1", "--write-inventory", str(tmp_path / "fleet.toml"), "--duration", "0.1")
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=HANG_SECONDS)
     assert (done.returncode, done.stderr) == (0, "")
     assert "stopped:" in done.stdout
 
@@ -822,7 +815,7 @@ def test_the_command_stops_by_itself_after_its_duration(tmp_path: Path) -> None:
 def test_the_command_refuses_what_it_can_not_do(tmp_path: Path, arguments: list[str], reason: str) -> None:
     inventory = tmp_path / "fleet.toml"
     line = command("--servers", "2", "--write-inventory", str(inventory), *arguments)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 2
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
@@ -833,12 +826,12 @@ def test_without_asyncssh_the_message_names_what_to_install(tmp_path: Path) -> N
     without = "import sys; sys.modules['asyncssh'] = None\n"
     wanted = how_to_install("demo")
     line = command("--servers", "1", "--write-inventory", str(tmp_path / "fleet.toml"), before=without)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 1
     assert wanted in done.stderr
     assert "Traceback" not in done.stderr
     imported = [sys.executable, "-c", without + "from x2gofleet_workers.simulator import Simulation"]
-    done = subprocess.run(imported, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    done = subprocess.run(imported, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 1
     assert f"ImportError: the simulator needs asyncssh: {wanted}" in done.stderr
 
@@ -847,4 +840,4 @@ def test_the_simulator_does_not_import_paramiko() -> None:
     script = (
         "import sys; from x2gofleet_workers.simulator import Simulation, command; sys.exit('paramiko' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", script], timeout=TIMEOUT_SECONDS).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], timeout=HANG_SECONDS).returncode == 0

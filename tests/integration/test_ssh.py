@@ -26,6 +26,7 @@ from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running
 from x2gofleet_workers.ssh import Deadline, Endpoint, ProbeChannel, SshClient
 from x2gofleet_workers.ssh.command import CUT_AFTER_SECONDS
 
+from tests.waiting import wait_until
 from x2gofleet.connection.resolving import Resolver
 from x2gofleet.errors import (
     AuthenticationFailed,
@@ -50,13 +51,6 @@ MARGIN_SECONDS = 1.0
 Run = Callable[[Any], Awaitable[None]]
 CLIENT = SshClient()
 PROBE = "exec sh -c 'the text of the probe' x2gofleet-probe"
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LONG_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from x2gofleet_workers.embedded import EmbeddedValkey
 
+from tests.waiting import PATIENT, wait_until
 from x2gofleet.connection import client_from_url
 from x2gofleet.errors import CacheUnavailable, SnapshotCorrupt
 from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
@@ -28,13 +28,6 @@ STATE_TTL_MS = 90_000
 SESSIONS = Kind.SESSIONS
 
 Dump = dict[str, tuple[Any, int]]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.005)
 
 
 def dump(client: redis.Redis, namespace: str) -> Dump:
@@ -517,7 +510,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(OPERATIONS)
 def test_in_any_order_what_is_refused_changes_nothing_and_the_newest_stays(
     redis_client: redis.Redis, operations: list[tuple[str, int, int, int, str]]
@@ -736,7 +729,7 @@ def own_valkey() -> Iterator[EmbeddedValkey]:
 @pytest.fixture
 def own(own_valkey: EmbeddedValkey) -> Iterator[Store]:
     """A worker of an empty server of its own."""
-    client = client_from_url(own_valkey.url, command_timeout_seconds=5.0)
+    client = client_from_url(own_valkey.url, **PATIENT)
     client.flushall()
     yield Store(client, Keys(), "w1")
     client.config_set("maxmemory", "256mb")

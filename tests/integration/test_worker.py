@@ -17,14 +17,14 @@ from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
-from tests.processes import OwnValkey, wait_until
+from tests.processes import OwnValkey
+from tests.waiting import LOOKUP_SECONDS, wait_until
 from x2gofleet.cache import FleetCache
 from x2gofleet.errors import CacheUnavailable, RefreshFailed
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Lease, Store
 
-TIMEOUT_SECONDS = 30.0
 TICK_SECONDS = 1.0
 SERVERS = 3
 
@@ -75,7 +75,7 @@ def start(simulation: RunningSimulation, valkey: OwnValkey, tmp_path: Path) -> I
 
 @pytest.fixture
 def cache(valkey: OwnValkey) -> Iterator[FleetCache]:
-    with FleetCache(valkey.client) as reader:
+    with FleetCache(valkey.client, lookup_seconds=LOOKUP_SECONDS) as reader:
         yield reader
 
 

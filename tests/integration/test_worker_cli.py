@@ -23,20 +23,13 @@ from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.probe.delivery import probe_text
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, wait_until
 from x2gofleet.cache import FleetCache
 from x2gofleet.extras import how_to_install
 from x2gofleet.keys import Keys
 
-TIMEOUT_SECONDS = 30.0
 STOP_SECONDS = 5.0
 COMMAND = (sys.executable, "-m", "x2gofleet_workers")
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.02)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -49,7 +42,7 @@ def called(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
         [*COMMAND, *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_SECONDS,
+        timeout=HANG_SECONDS,
         env=environment(**env),
         stdin=subprocess.DEVNULL,
         check=False,
@@ -61,7 +54,7 @@ def test_what_is_not_installed_is_said_with_what_to_install() -> None:
         "import sys; sys.modules['apscheduler'] = None; from x2gofleet_workers.__main__ import main; sys.exit(main())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert "apscheduler" in done.stderr
@@ -91,7 +84,7 @@ class Running:
         """Send a signal; return the exit status and how long it took."""
         began = time.monotonic()
         self.process.send_signal(number)
-        status = self.process.wait(TIMEOUT_SECONDS)
+        status = self.process.wait(HANG_SECONDS)
         return status, time.monotonic() - began
 
     def close(self) -> None:
@@ -132,7 +125,7 @@ def simulation(tmp_path: Path) -> Iterator[RunningSimulation]:
 
 @pytest.fixture
 def cache(redis_client: redis.Redis, namespace: str) -> FleetCache:
-    return FleetCache(redis_client, namespace=namespace)
+    return FleetCache(redis_client, namespace=namespace, lookup_seconds=LOOKUP_SECONDS)
 
 
 def is_filled(cache: FleetCache) -> bool:
@@ -365,7 +358,7 @@ def test_embedded_serves_readers_keeps_others_out_and_ends_with_the_worker(
     simulation: RunningSimulation, start: Start
 ) -> None:
     worker, url, folder, server = embedded(start, simulation)
-    with FleetCache.from_url(url) as cache:
+    with FleetCache.from_url(url, lookup_seconds=LOOKUP_SECONDS) as cache:
         wait_until(lambda: is_filled(cache), "all servers are polled")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert f"x2gofleet --redis-url '{url}' status" in worker.said
@@ -403,7 +396,7 @@ def test_demo_without_a_terminal_prints_what_it_came_to(scratch: str) -> None:
     began = time.monotonic()
     found = called("demo", "--servers", 3, "--sessions", 12, "--seconds", 1, TMPDIR=scratch, COLUMNS="100")
     assert (found.returncode, found.stderr) == (0, ""), found
-    assert time.monotonic() - began < TIMEOUT_SECONDS
+    assert time.monotonic() - began < HANG_SECONDS
     assert "3 simulated servers, 2 workers" in found.stdout
     assert all(name in found.stdout for name in ("ts01", "ts02", "ts03"))
     assert "\x1b" not in found.stdout

@@ -8,17 +8,26 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from tests.processes import wait_until
-from x2gofleet.connection.discovery import WAIT_SECONDS, Discovery, ask_all, text_of
+from tests.waiting import HANG_SECONDS, wait_until
+from x2gofleet.connection import discovery as discovery_module
+from x2gofleet.connection.discovery import Discovery, ask_all, text_of
 
-SOON_SECONDS = 5.0
+WAIT_SECONDS = discovery_module.WAIT_SECONDS
 
 
 def soon() -> float:
-    return time.monotonic() + SOON_SECONDS
+    return time.monotonic() + HANG_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches of tests that are not about time may take as long as they take."""
+    for name in ("WAIT_SECONDS", "_HUNG_SECONDS"):
+        monkeypatch.setattr(discovery_module, name, HANG_SECONDS)
 
 
 @pytest.fixture
@@ -53,10 +62,10 @@ def test_all_are_asked_at_once() -> None:
     together = threading.Barrier(3)
 
     def ask(name: str) -> str:
-        together.wait(SOON_SECONDS)
+        together.wait(HANG_SECONDS)
         return name.upper()
 
-    answers, failures = ask_all("abc", ask, seconds=SOON_SECONDS, grace_seconds=SOON_SECONDS)
+    answers, failures = ask_all("abc", ask, seconds=HANG_SECONDS, grace_seconds=HANG_SECONDS)
     assert sorted(answers) == ["A", "B", "C"]
     assert failures == {}
 
@@ -69,11 +78,10 @@ def test_who_is_silent_costs_a_grace_after_the_first_answer(held: threading.Even
             refused()
         return name
 
-    began = time.monotonic()
-    answers, failures = ask_all(["silent", "broken", "good"], ask, seconds=30, grace_seconds=0.05)
+    # The silent one would answer within that time.
+    answers, failures = ask_all(["silent", "broken", "good"], ask, seconds=HANG_SECONDS, grace_seconds=0.05)
     assert answers == ["good"]
     assert {name: str(exc) for name, exc in failures.items()} in ({"broken": "nobody there"}, {})
-    assert time.monotonic() - began < 20
 
 
 def test_nobody_answers(held: threading.Event) -> None:
@@ -89,12 +97,42 @@ def test_a_first_answer_is_waited_for_and_kept() -> None:
     assert asked == [0]
 
 
-def test_a_first_answer_that_does_not_come(held: threading.Event) -> None:
+@pytest.mark.parametrize(("seconds", "waited"), [(0.05, 0.05), (30.0, WAIT_SECONDS), (-1.0, None)])
+def test_a_first_answer_that_does_not_come(
+    held: threading.Event, monkeypatch: pytest.MonkeyPatch, seconds: float, waited: float | None
+) -> None:
+    waits: list[float | None] = []
+    monkeypatch.setattr(discovery_module._Search, "wait", lambda _, seconds: waits.append(seconds))
+    monkeypatch.setattr(discovery_module, "WAIT_SECONDS", WAIT_SECONDS)
+    monkeypatch.setattr(discovery_module, "time", SimpleNamespace(monotonic=lambda: 100.0))
     discovery = Discovery(lambda: str(held.wait(60)), refresh_seconds=60, nothing_yet=lambda: LookupError("in time"))
-    began = time.monotonic()
     with pytest.raises(LookupError, match="in time"):
-        discovery.get(began + 0.05)
-    assert time.monotonic() - began < WAIT_SECONDS
+        discovery.get(100.0 + seconds)
+    assert waits == ([] if waited is None else [pytest.approx(waited)])
+
+
+def no_thread(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_search_for_which_no_thread_can_be_started_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    find, _ = counted([lambda: "one"])
+    discovery = Discovery(find, refresh_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(OSError, match="can't start new thread"):
+            discovery.get(soon())
+    wait_until(lambda: discovery.renewed(soon()) == "one", "a later one finds it")
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    assert discovery.renewed(soon()) == "one", "what is known is kept"
+
+
+def test_who_can_not_be_asked_for_lack_of_a_thread_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    answers, failures = ask_all("ab", str.upper, seconds=HANG_SECONDS)
+    assert answers == []
+    assert {name: str(exc) for name, exc in failures.items()} == dict.fromkeys("ab", "can't start new thread")
+    assert all(isinstance(exc, OSError) for exc in failures.values())
 
 
 def test_a_first_search_that_fails_says_why() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from x2gofleet_workers import hints as telling
 from x2gofleet_workers.hints import HintTeller
 
-from tests.processes import wait_until
+from tests.waiting import HANG_SECONDS, wait_until
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.hints import DROPPED, Hint, decode_field, hint_commands, hint_field
 from x2gofleet.keys import Keys, target_id
@@ -192,7 +192,7 @@ def test_its_thread_outlives_failures(teller: HintTeller, link: RecordingLink, m
     link.failing, link.before = True, failed.set
     teller.start()
     teller.stored("ts01", Kind.SESSIONS, hint(1))
-    assert failed.wait(10)
+    assert failed.wait(HANG_SECONDS)
     link.failing = False
     wait_until(lambda: link.sent, "it is told")
     teller.stop()
@@ -203,15 +203,15 @@ def test_leaving_word_never_waits_for_redis(teller: HintTeller, link: RecordingL
 
     def hang() -> None:
         stuck.set()
-        assert let_go.wait(10)
+        assert let_go.wait(HANG_SECONDS)
 
     link.before = hang
     teller.start()
     teller.stored("ts01", Kind.SESSIONS, hint(1))
-    assert stuck.wait(10)
+    assert stuck.wait(HANG_SECONDS)
     done = threading.Thread(target=lambda: teller.stored("ts02", Kind.SESSIONS, hint(1)))
     done.start()
-    done.join(10)
+    done.join(HANG_SECONDS)
     assert not done.is_alive()
     let_go.set()
     teller.stop()

@@ -387,7 +387,7 @@ def judged(reader: str, path: Path) -> tuple[ImportedProfile, ...] | InventoryEr
 @given(
     text=st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=30).map("".join), reader=st.sampled_from([*READERS])
 )
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_is_in_a_file(tmp_path: Path, text: str, reader: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -486,20 +486,20 @@ def judged(text: str) -> None:
         assert fleet.published().version
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(lines, max_size=12))
 def test_made_up_files_give_a_fleet_or_an_inventory_error(made_up: list[str]) -> None:
     judged("\n".join(made_up))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(["[defaults]", "[intervals]", "[ttls]", "[servers.ts01]", "[profiles.p]"]), words, values)
 def test_made_up_settings_in_a_good_file_give_a_fleet_or_an_inventory_error(table: str, key: str, value: str) -> None:
     good = ONE + '[profiles.p]\nservers = ["ts01"]\n[intervals]\n[ttls]\n'
     judged(good.replace(f"{table}\n", f'{table}\n"{key}" = {value}\n', 1))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=200))
 def test_any_text_gives_a_fleet_or_an_inventory_error(text: str) -> None:
     judged(text)

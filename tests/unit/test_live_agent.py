@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from tests.waiting import HANG_SECONDS
 from x2gofleet.adapters.live_agent import QUIET_SECONDS, LiveAgents, Unanswered
 
 
@@ -34,13 +35,14 @@ def test_a_hung_agent_costs_its_limit_once_and_others_nothing() -> None:
         agents.call("ts03", hang)
     with pytest.raises(Unanswered, match="ts03 is not asked"):
         agents.call("ts03", hang)
+    agents.limit_seconds = HANG_SECONDS
     assert agents.call("ts01", lambda: 1) == 1
     now[0] = QUIET_SECONDS + 1
     with pytest.raises(Unanswered, match="not asked"):
         agents.call("ts03", hang)
     end.set()
     hung = agents._hung["ts03"].thread
-    hung.join(10)
+    hung.join(HANG_SECONDS)
     now[0] = QUIET_SECONDS - 1
     with pytest.raises(Unanswered, match="not asked"):
         agents.call("ts03", hang)

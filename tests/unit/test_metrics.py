@@ -44,6 +44,7 @@ from x2gofleet_workers.metrics import (
 from x2gofleet_workers.probe.reference import Agreement
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
+from tests.waiting import HANG_SECONDS, wait_until
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.extras import how_to_install
 from x2gofleet.kinds import Kind
@@ -350,7 +351,7 @@ print("ran without")
 
 def run_without_prometheus(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", PROGRAM, str(path), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
 
 
 def test_without_prometheus_client_only_metrics_are_refused(tmp_path: Path) -> None:
@@ -392,7 +393,7 @@ def endpoint(metrics: PrometheusMetrics, checks: Checks) -> Iterator[Endpoint]:
 def ask(endpoint: Endpoint, path: str, method: str = "GET", **headers: str) -> tuple[int, str, dict[str, str]]:
     place = urllib.parse.urlsplit(endpoint.url)
     assert place.hostname is not None
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=HANG_SECONDS)
     try:
         connection.request(method, path, headers=headers)
         reply = connection.getresponse()
@@ -460,7 +461,7 @@ def test_a_client_that_says_nothing_holds_nobody_up(endpoint: Endpoint) -> None:
     place = urllib.parse.urlsplit(endpoint.url)
     with contextlib.ExitStack() as stack:
         for _ in range(20):
-            stack.enter_context(socket.create_connection((place.hostname or "", place.port or 0), timeout=10))
+            stack.enter_context(socket.create_connection((place.hostname or "", place.port or 0), timeout=HANG_SECONDS))
         assert ask(endpoint, "/live")[0] == 200
 
 
@@ -626,10 +627,7 @@ def test_every_loop_turns_again_and_again_without_redis(worker: Worker, monkeypa
     for _ in range(2):
         for pulse in pulses:
             pulse._at -= 1000
-        deadline = time.monotonic() + 20
-        while worker.live_problem():
-            assert time.monotonic() < deadline, worker.live_problem()
-            time.sleep(0.01)
+        wait_until(lambda: not worker.live_problem(), "every loop has turned")
     assert "Connection refused" in worker.ready_problem()
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from x2gofleet_workers.ownership import Ownership, fair_share
 
@@ -19,7 +19,6 @@ names = st.lists(st.text("abcdefgh0123", min_size=1, max_size=6), unique=True, m
 workers = st.lists(st.text("wxyz", min_size=1, max_size=4), unique=True, min_size=1, max_size=6)
 
 
-@settings(deadline=None)
 @given(names, workers)
 def test_shares_are_even_whole_and_the_same_in_any_order(targets: list[str], members: list[str]) -> None:
     share = fair_share(targets, members)

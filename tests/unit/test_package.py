@@ -12,6 +12,7 @@ from pathlib import Path
 import x2gofleet_workers
 
 import x2gofleet
+from tests.waiting import HANG_SECONDS
 
 LIBRARY = Path(x2gofleet.__file__).parent
 WORKERS = Path(x2gofleet_workers.__file__).parent
@@ -50,7 +51,9 @@ for name in {blocked}:
 def run_without(blocked: set[str], body: str) -> str:
     """Run ``body`` in a Python where some packages can't be imported; return what it prints."""
     program = PROGRAM.format(blocked=sorted(blocked), body=body)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

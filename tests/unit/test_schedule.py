@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,14 +15,9 @@ from hypothesis import strategies as st
 from x2gofleet_workers import schedule as schedule_module
 from x2gofleet_workers.schedule import Schedule, phase
 
+from tests.waiting import HANG_SECONDS, wait_until
+
 HOUR = 3600.0
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.005)
 
 
 class Clocks:
@@ -165,7 +160,7 @@ def test_a_job_never_overlaps_itself_nor_holds_up_another(schedule: Schedule) ->
 
     def stuck() -> None:
         running.append(1)
-        let_go.wait(10)
+        let_go.wait(HANG_SECONDS)
 
     schedule.add("ts01/quick", 0.05, stuck)
     schedule.add("ts02/quick", 0.05, lambda: others.append(1))

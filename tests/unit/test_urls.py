@@ -229,7 +229,7 @@ def test_tls_files() -> None:
         ("redis://:s3?cret@h/0", "percent-encoded"),
         ("redis://:s3cret@[::1/0", "is not HOST:PORT"),
         ("redis://:s3/cret@h@x/0", "percent-encoded"),
-        ("rediss://h?ssl_ca_certs=/nonexistent/ca.pem", "/nonexistent/ca.pem can't be read"),
+        ("rediss://h?ssl_ca_certs=/dev/null/ca.pem", "/dev/null/ca.pem can't be read"),
         ("rediss://h?ssl_keyfile=/etc/hostname", "ssl_keyfile needs ssl_certfile"),
         (f"rediss://h?ssl_ca_certs={__file__}", "holds no CA certificate in PEM"),
         (f"rediss://h?ssl_certfile={__file__}", "not a certificate and its key"),

@@ -58,7 +58,10 @@ def ask_all(
             said.put((name, exc))
 
     for name in names:
-        threading.Thread(target=run, args=(name,), name="x2gofleet-discovery", daemon=True).start()
+        try:
+            _start(run, name)
+        except OSError as exc:
+            said.put((name, exc))
     answers: list[T] = []
     failures: dict[Asked, Exception] = {}
     until = time.monotonic() + seconds
@@ -75,6 +78,14 @@ def ask_all(
     return answers, failures
 
 
+def _start(run: Callable[..., None], *args: object) -> None:
+    """Run something in a thread of its own. Raises OSError where this process may have no more threads."""
+    try:
+        threading.Thread(target=run, args=args, name="x2gofleet-discovery", daemon=True).start()
+    except RuntimeError as exc:
+        raise OSError(str(exc)) from exc
+
+
 class _Search(Generic[T]):
     """One search in a thread of its own; its outcome is a value or the exception that ended it."""
 
@@ -82,7 +93,10 @@ class _Search(Generic[T]):
         self.began = time.monotonic()
         self.outcome: Future[T | Exception] = Future()
         self._find, self._ended = find, ended
-        threading.Thread(target=self._run, name="x2gofleet-discovery", daemon=True).start()
+        try:
+            _start(self._run)
+        except OSError as exc:
+            self.outcome.set_result(exc)
 
     def _run(self) -> None:
         outcome: T | Exception

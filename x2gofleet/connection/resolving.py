@@ -108,19 +108,19 @@ class Resolver:
             if known and time.monotonic() - known[0] < _RESOLVED_FOR_SECONDS:
                 return known[1], question or _Question()
             if question is None:
-                question = _Question()
-                thread = threading.Thread(
-                    target=self._resolve, args=(key, question), name="x2gofleet-resolver", daemon=True
-                )
-                try:
-                    thread.start()
-                except RuntimeError:
-                    # No thread can be started now. Nothing is noted as running, so the next call tries again.
-                    if known is None:
-                        raise
-                else:
-                    self._running[key] = question
+                question = self._begin(key)
         return (known[1] if known else None), question
+
+    def _begin(self, key: tuple[str, int]) -> _Question:
+        question = self._running[key] = _Question()
+        try:
+            threading.Thread(target=self._resolve, args=(key, question), name="x2gofleet-resolver", daemon=True).start()
+        except RuntimeError as exc:
+            # This process may have no more threads.
+            del self._running[key]
+            question.failure = exc
+            question.done.set()
+        return question
 
     def _found(self, host: str, port: int, question: _Question, timeout_seconds: float) -> list[Address]:
         with self._lock:
