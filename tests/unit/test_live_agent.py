@@ -119,7 +119,7 @@ def test_a_call_cut_short_by_its_request_does_not_silence_its_host(end: threadin
     with agents.request(), pytest.raises(Unanswered, match=r"within 0\.05 s"):
         agents.call("ts03", lambda: end.wait(30))
     end.set()
-    agents._hung["ts03"].join(10)
+    agents._hung["ts03"].join(HANG_SECONDS)
     assert agents.call("ts03", lambda: True) is True
 
 
@@ -174,7 +174,7 @@ def test_the_connection_of_a_call_that_is_left_behind_is_closed() -> None:
 
     with pytest.raises(Unanswered):
         agents.call("ts03", call)
-    agents._hung["ts03"].join(10)
+    agents._hung["ts03"].join(HANG_SECONDS)
     assert connection.closed.is_set()
 
 
@@ -190,7 +190,7 @@ def test_a_connection_made_after_its_call_was_left_behind_is_closed() -> None:
     assert connection.closed.wait(10)
     connection.closed.clear()
     connection.may_connect.set()
-    agents._hung["ts03"].join(10)
+    agents._hung["ts03"].join(HANG_SECONDS)
     assert connection.closed.is_set()
     assert read == []
 

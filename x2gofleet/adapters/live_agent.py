@@ -151,8 +151,8 @@ class LiveAgents:
         call.start()
         _wait(call, limit)
         if call.is_alive():
-            # Cut short by the request's limit says little of the host.
-            call.quiet_until = self._monotonic() + QUIET_SECONDS if limit >= self.limit_seconds else 0.0
+            # A call that the request's limit cut short by more than half says little of the host.
+            call.quiet_until = self._monotonic() + QUIET_SECONDS if limit >= self.limit_seconds / 2 else 0.0
             self._hung[host] = call
             call.abandon()
             raise Unanswered(f"{host} did not answer within {limit:.3g} s")
