@@ -31,6 +31,23 @@ LIBRARY = f"{HOME}/lib"
 USER = "x2gobroker"
 RUN = "/run/x2gobroker"
 
+UNGUARDED = """
+import sys
+from x2gofleet.adapters import broker_guard, live_agent, x2gobroker
+
+answered = live_agent.LiveAgents.call
+
+def call(self, host, function):
+    try:
+        return answered(self, host, function)
+    except live_agent.AgentError as exc:
+        raise exc.__cause__ or exc
+
+live_agent.LiveAgents.call = call
+broker_guard.Guard.wrap = lambda self, name, function, failure: function
+sys.exit(x2gobroker.main())
+"""
+
 CONFIG = """
 [global]
 require-password = false
@@ -71,12 +88,15 @@ class BrokerDaemon:
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def _ask(self, username: str, task: str, profile: str = "") -> str:
+    def ask(self, username: str, task: str, profile: str = "", *, timeout_seconds: float = 120) -> str:
+        """Return the text of the reply, which grants access."""
         form = {"user": username, "login": username, "password": "", "task": task, "sid": profile}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/plain/inifile/", urllib.parse.urlencode(form).encode()
         )
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=timeout_seconds
+        ) as answer:
             text: str = answer.read().decode()
         assert "Access granted" in text, text
         return text
@@ -91,7 +111,7 @@ class BrokerDaemon:
     def profiles(self, username: str) -> tuple[dict[str, dict[str, str]], float]:
         """Return the profiles offered to a user, by id, and the seconds that it took."""
         began = time.monotonic()
-        text = self._ask(username, "listsessions")
+        text = self.ask(username, "listsessions")
         seconds = time.monotonic() - began
         found: dict[str, dict[str, str]] = {}
         for line in text.splitlines():
@@ -105,7 +125,7 @@ class BrokerDaemon:
     def select(self, username: str, profile: str) -> Selected:
         """Select a profile for a user."""
         began = time.monotonic()
-        text = self._ask(username, "selectsession", profile)
+        text = self.ask(username, "selectsession", profile)
         seconds = time.monotonic() - began
         server = re.search(r"^SERVER:(.*)$", text, re.MULTILINE)
         session = re.search(r"^SESSION_INFO:(.*)$", text, re.MULTILINE)
@@ -165,12 +185,16 @@ class BrokerHost:
         config = CONFIG.format(load_checker=str(load_checker).lower())
         self.namespace.path("/etc/x2go/x2gobroker.conf").write_text(config)
 
-    def command(self, program: list[str], settings: Mapping[str, str] | None) -> list[str]:
-        """The command that runs a program of x2gobroker as it is (None), or with the adapter and its settings."""
+    def command(self, program: list[str], settings: Mapping[str, str] | None, *, unguarded: bool = False) -> list[str]:
+        """The command that runs a program of x2gobroker as it is (None), or with the adapter and its settings.
+
+        ``unguarded``: what agents raise reaches x2gobroker as if the adapter had no guard.
+        """
         if settings is None:
             return ["env", f"HOME={HOME}", *program]
         variables = [f"{name}={value}" for name, value in {"PYTHONPATH": LIBRARY, **settings}.items()]
-        launcher = [str(SYSTEM_PYTHON), "-m", "x2gofleet.adapters.x2gobroker", "--"]
+        adapter = ["-c", UNGUARDED] if unguarded else ["-m", "x2gofleet.adapters.x2gobroker"]
+        launcher = [str(SYSTEM_PYTHON), *adapter, "--"]
         return ["env", f"HOME={HOME}", *variables, *launcher, *program]
 
     def python(self, program: str, settings: Mapping[str, str] | None) -> Any:
@@ -191,11 +215,11 @@ class BrokerHost:
         return log.read_text(errors="replace") if log.exists() else ""
 
     @contextmanager
-    def daemon(self, settings: Mapping[str, str] | None = None) -> Iterator[BrokerDaemon]:
-        """Run x2gobroker-daemon in the foreground, as it is or with the adapter."""
+    def daemon(self, settings: Mapping[str, str] | None = None, *, unguarded: bool = False) -> Iterator[BrokerDaemon]:
+        """Run x2gobroker-daemon in the foreground, as it is or with the adapter; see ``command``."""
         daemon = BrokerDaemon(free_port())
         program = [DAEMON, "-M", "HTTP", "-b", f"127.0.0.1:{daemon.port}"]
-        process = self.namespace.spawn(self.command(program, settings), user=USER, log=self.log)
+        process = self.namespace.spawn(self.command(program, settings, unguarded=unguarded), user=USER, log=self.log)
         try:
             wait_until(
                 lambda: daemon.answers() or process.poll() is not None, "the broker to listen", timeout_seconds=60

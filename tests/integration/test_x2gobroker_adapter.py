@@ -169,3 +169,36 @@ def test_a_broker_that_asks_nobody_for_want_of_a_key_says_so(start: Start, fleet
         broker.select()
         (said,) = broker.side.value("list(activation.fleet._said)")
     assert "x2gobroker-keygen" in said
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_running_session_on_a_host_that_does_not_listen_is_passed_over(
+    start: Start, fleet: FleetBuilder, hosts: int
+) -> None:
+    told(fleet, *("ts01", "ts02")[:hosts])
+    fleet.listing("ts01", Kind.SESSIONS, row())
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        # Nothing listens on port 1.
+        names = ["ts01 (127.0.0.1:1)", f"ts02 (127.0.0.1:{port})"][:hosts]
+        with start(", ".join(names), trust_polls=False) as broker:
+            selected = broker.side.value("broker().select_session('mate', 'alice')")
+            assert broker.side.value("asked") == ["suspendsession"]
+    assert selected["server"] == "127.0.0.1"
+    assert "session_info" not in selected
+    if hosts == 2:
+        assert selected["port"] == port
+
+
+def test_of_rows_with_one_name_only_that_of_the_host_that_does_not_listen_is_removed(
+    start: Start, fleet: FleetBuilder
+) -> None:
+    told(fleet, "ts01")
+    with start("ts01") as broker:
+        broker.side.run("from x2gofleet.adapters.x2gobroker import _Selectable")
+        for rows, removed, left in (
+            (["a|n|1|h1|R|d", "b|n|1|h2|S|d"], "a|n|1|h1|S|d", ["b|n|1|h2|S|d"]),
+            (["a|n|1|h1|S|d", "b|n|1|h2|R|d"], "a|n|1|h1|S|d", ["b|n|1|h2|R|d"]),
+            (["a|n|1|h1|R|d", "a|n|1|h1|S|d"], "a|n|1|h1|S|d", ["a|n|1|h1|R|d"]),
+        ):
+            assert broker.side.run(f"rows = _Selectable({rows!r}); rows.remove({removed!r})", "rows") == left

@@ -27,7 +27,7 @@ def test_defaults_file_and_environment_in_this_order(tmp_path: Path) -> None:
 def test_no_password_is_shown() -> None:
     shown = str(BrokerSettings(redis_url="rediss://broker:s3cret@redis.example.org/0"))
     assert "s3cret" not in shown
-    assert "namespace=x2gofleet, fallback=live, live_seconds=5.0" in shown
+    assert "namespace=x2gofleet, fallback=live, live_seconds=5.0, request_seconds=20.0" in shown
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ def test_no_password_is_shown() -> None:
         ("live_secs = 3", "there is no setting 'live_secs'"),
         ("live_seconds = 0", "live_seconds: expected seconds from 0.1 to 3600, not 0"),
         ("live_seconds = true", "expected seconds"),
+        ("request_seconds = 0", "request_seconds: expected seconds from 0.1 to 3600, not 0"),
         ("refresh_seconds = -1", "expected seconds from 0 to 3600"),
         ('fallback = "maybe"', "expected live or none, not 'maybe'"),
         ("fallback = 1", "expected a text, not 1"),

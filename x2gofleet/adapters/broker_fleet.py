@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from x2gofleet.adapters.broker_answers import BrokerView, cached_view, session_counts
 from x2gofleet.adapters.broker_hosts import BrokerProfile, Mapped, Unmapped, map_profile
 from x2gofleet.adapters.broker_settings import BrokerSettings
+from x2gofleet.adapters.live_agent import described
 from x2gofleet.cache import FleetCache
 from x2gofleet.errors import FleetError
 from x2gofleet.fleet import PublishedFleet
@@ -58,24 +59,31 @@ class BrokerFleet:
     def _run(self, query: Generator[Any, Any, T]) -> T:
         return self._reader()._run(query)
 
-    def _guarded(self, what: str, ask: Callable[[], T]) -> T | None:
+    def guarded(self, what: str, ask: Callable[[], T]) -> T | None:
+        """Return what ``ask`` returns, None where it raises an Exception: that is logged."""
         try:
             return ask()
         except (FleetError, ValueError) as exc:
             self.say(f"{what}: {exc}")
-            return None
+        # Whatever it is, it must not be in a login's way.
+        except Exception as exc:
+            self.say(f"{what}: {described(exc)}", exc)
+        return None
 
-    def say(self, text: str) -> None:
-        """Log a warning, the same one once a minute."""
+    def say(self, text: str, error: Exception | None = None) -> None:
+        """Log a warning, with the traceback of an error, the same text once a minute."""
         now = time.monotonic()
         if now - self._said.get(text, -_SAID_AGAIN_SECONDS) >= _SAID_AGAIN_SECONDS:
             self._said = {said: at for said, at in self._said.items() if now - at < _SAID_AGAIN_SECONDS}
             self._said[text] = now
-            self.logger.warning("x2gofleet: %s", text)
+            self.logger.warning("x2gofleet: %s", text, exc_info=error)
 
-    def view(self, profile: BrokerProfile, username: str | None) -> BrokerView | None:
-        """Return what is known of a profile's servers, None where the fleet can't answer for it: that is logged."""
-        return self._guarded(f"profile {profile.id}", lambda: self._view(profile, username))
+    def view(self, profile_id: str, read: Callable[[], BrokerProfile], username: str | None) -> BrokerView | None:
+        """Return what is known of a profile's servers, None where the fleet can't answer for it: that is logged.
+
+        ``read`` returns the profile as the broker has it.
+        """
+        return self.guarded(f"profile {profile_id}", lambda: self._view(read(), username))
 
     def _view(self, profile: BrokerProfile, username: str | None) -> BrokerView | None:
         self._reader()
@@ -155,7 +163,7 @@ class BrokerFleet:
         """Choose and reserve the host of a new session; None where that can't be done, or where no host is left."""
         seconds = self.settings.reserve_seconds
         if view.whole:
-            placement = self._guarded(
+            placement = self.guarded(
                 f"placing {username}",
                 lambda: self._reader().place(view.fleet_profile, username, reserve_seconds=seconds),
             )
@@ -170,12 +178,12 @@ class BrokerFleet:
         """Count a login that the broker sent to a host."""
         server, seconds = view.standings[host].target.server, self.settings.reserve_seconds
         if seconds:
-            self._guarded(f"reserving {server}", lambda: self._reader().reserve(server, username, seconds=seconds))
+            self.guarded(f"reserving {server}", lambda: self._reader().reserve(server, username, seconds=seconds))
 
     def release(self, view: BrokerView, host: str, username: str) -> None:
         """Count a login no more that went elsewhere."""
         server = view.standings[host].target.server
-        self._guarded(f"releasing {server}", lambda: self._reader().release(server, username))
+        self.guarded(f"releasing {server}", lambda: self._reader().release(server, username))
 
     def refresh(self, fleet_profile: str) -> None:
         """Have a profile polled now, in the background: what the broker changed is seen by the next lookup."""
@@ -184,7 +192,7 @@ class BrokerFleet:
             threading.Thread(target=self._refresh, args=(cache, fleet_profile), daemon=True).start()
 
     def _refresh(self, cache: FleetCache, fleet_profile: str) -> None:
-        self._guarded(
+        self.guarded(
             f"refreshing {fleet_profile}",
             lambda: cache.update(fleet_profile, timeout=self.settings.refresh_seconds),
         )

@@ -17,6 +17,7 @@ _VARIABLES = {
     "namespace": "X2GOFLEET_NAMESPACE",
     "fallback": "X2GOFLEET_BROKER_FALLBACK",
     "live_seconds": "X2GOFLEET_BROKER_LIVE_SECONDS",
+    "request_seconds": "X2GOFLEET_BROKER_REQUEST_SECONDS",
     "refresh_seconds": "X2GOFLEET_BROKER_REFRESH_SECONDS",
     "reserve_seconds": "X2GOFLEET_BROKER_RESERVE_SECONDS",
     "trust_polls": "X2GOFLEET_BROKER_TRUST_POLLS",
@@ -33,7 +34,8 @@ class BrokerSettings:
     """How the adapter answers.
 
     ``fallback``: ``live`` asks x2gobroker's agents for what is not cached, ``none`` gives the broker their answers of
-    failure. ``live_seconds``: limit of one live call. ``refresh_seconds``: how long a refresh after a suspend or
+    failure. ``live_seconds``: limit of one live call. ``request_seconds``: limit of all live calls of one request of a
+    client. ``refresh_seconds``: how long a refresh after a suspend or
     terminate may take, in the background; 0 does without. ``reserve_seconds``: how long a chosen server counts a login
     that has no session yet; 0 reserves nothing. ``trust_polls``: whether the newest poll of a server stands for a port
     scan of it.
@@ -43,6 +45,7 @@ class BrokerSettings:
     namespace: str = DEFAULT_NAMESPACE
     fallback: str = "live"
     live_seconds: float = 5.0
+    request_seconds: float = 20.0
     refresh_seconds: float = 10.0
     reserve_seconds: float = 60.0
     trust_polls: bool = True
@@ -74,7 +77,7 @@ class BrokerSettings:
             change = {name: _boolean(value, where)}
             return replace(self, **change)
         if isinstance(default, float):
-            change = {name: _seconds(value, where, zero=name != "live_seconds")}
+            change = {name: _seconds(value, where, zero=name not in ("live_seconds", "request_seconds"))}
             return replace(self, **change)
         if not isinstance(value, str) or not value:
             raise SettingsError(f"{where}: expected a text, not {value!r}")

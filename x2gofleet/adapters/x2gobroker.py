@@ -22,9 +22,10 @@ from x2gofleet.adapters import broker_answers as answers
 from x2gofleet.adapters.broker_answers import BrokerView
 from x2gofleet.adapters.broker_config import forgetting, remembering_defaults, remembering_section
 from x2gofleet.adapters.broker_fleet import BrokerFleet
+from x2gofleet.adapters.broker_guard import AS_IT_IS, Guard, OnFailure, RequestFailed, give
 from x2gofleet.adapters.broker_hosts import BrokerProfile
 from x2gofleet.adapters.broker_settings import BrokerSettings, SettingsError
-from x2gofleet.adapters.live_agent import LiveAgents, Unanswered
+from x2gofleet.adapters.live_agent import AgentError, LiveAgents, closed_with_its_call
 
 T = TypeVar("T")
 
@@ -54,9 +55,17 @@ class _Step:
 
     def view(self) -> BrokerView | None:
         if not self._asked:
-            self.known = self.fleet.view(self.profile, self.username)
+            self.known = self.fleet.view(self.profile_id, lambda: self.profile, self.username)
             self._asked = True
         return self.known
+
+
+class _Selectable(list[str]):
+    """Rows of sessions from which the broker can remove one, though it has written the take-over into it."""
+
+    def remove(self, row: str, /) -> None:
+        taken_over = (each for each in self if each.replace("|R|", "|S|") == row)
+        super().remove(row if row in self else next(taken_over, row))
 
 
 class Activation:
@@ -65,48 +74,60 @@ class Activation:
     def __init__(self, settings: BrokerSettings, logger: logging.Logger) -> None:
         # What Debian's own Python alone can import.
         import x2gobroker.agent
+        import x2gobroker.utils
+
+        self.settings, self.logger = settings, logger
+        self.fleet = BrokerFleet(settings, logger)
+        self.live_agents = LiveAgents(settings.live_seconds, settings.request_seconds)
+        self.guard = Guard(logger)
+        self._agent, self._utils = x2gobroker.agent, x2gobroker.utils
+        self._step: ContextVar[_Step | None] = ContextVar("x2gofleet_broker_step", default=None)
+        self._originals: list[tuple[Any, str, Any]] = []
+        for owner, name, made, failure in self._replacements():
+            original = getattr(owner, name)
+            self._originals.append((owner, name, original))
+            setattr(owner, name, functools.wraps(original)(self.guard.wrap(name, made(original), failure)))
+
+    def _replacements(self) -> list[tuple[Any, str, Callable[[Any], Any], OnFailure]]:
+        """Return what is replaced: its owner and name, what makes the replacement, and what a failed call gives."""
         import x2gobroker.brokers.base_broker
         import x2gobroker.brokers.inifile_broker
         import x2gobroker.config
         import x2gobroker.loadchecker
-        import x2gobroker.utils
         from x2gobroker.x2gobroker_exceptions import X2GoBrokerAgentException
 
-        self.settings, self.logger = settings, logger
-        self.fleet = BrokerFleet(settings, logger)
-        self.live_agents = LiveAgents(settings.live_seconds)
-        self._agent, self._utils = x2gobroker.agent, x2gobroker.utils
-        self._failure: type[BaseException] = X2GoBrokerAgentException
-        self._step: ContextVar[_Step | None] = ContextVar("x2gofleet_broker_step", default=None)
-        self._originals: list[tuple[Any, str, Any]] = []
-        agent, broker = x2gobroker.agent, x2gobroker.brokers.base_broker.X2GoBroker
+        agent, broker = self._agent, x2gobroker.brokers.base_broker.X2GoBroker
         config = x2gobroker.config.X2GoBrokerConfigFile
-        for owner, name, made in (
-            (agent, "ping", self._ping),
-            (agent, "list_sessions", self._list_sessions),
-            (agent, "get_servers", self._get_servers),
-            (agent, "find_busy_servers", self._find_busy_servers),
-            (agent, "check_load", self._check_load),
-            (agent, "suspend_session", self._change_session),
-            (agent, "terminate_session", self._change_session),
-            (agent, "add_authorized_key", self._add_authorized_key),
-            (x2gobroker.loadchecker, "check_load", self._checked_load),
-            (x2gobroker.utils, "portscan", self._portscan),
-            (broker, "list_profiles", self._list_profiles),
-            (broker, "get_profile_for_user", self._get_profile_for_user),
-            (broker, "get_remote_agent", self._get_remote_agent),
-            (broker, "get_all_remote_agents", self._get_all_remote_agents),
-            (broker, "select_session", self._select_session),
-            (broker, "get_acl_defaults", remembering_defaults),
-            (x2gobroker.brokers.inifile_broker.X2GoBroker, "get_profile", remembering_section),
-            (config, "get_section", remembering_section),
-            (config, "get_defaults", remembering_defaults),
-            (config, "update_value", forgetting),
-            (config, "load", forgetting),
-        ):
-            original = getattr(owner, name)
-            self._originals.append((owner, name, original))
-            setattr(owner, name, functools.wraps(original)(made(original)))
+        # The broker catches this exception wherever it calls these four functions, and none where it calls the others.
+        raised = OnFailure(error=X2GoBrokerAgentException)
+        not_done = give(lambda: (False, []))
+        # Of its own methods, Tornado replies to a client for an Exception, not for another one.
+        errors = (Exception,)
+        return [
+            (agent, "ping", self._ping, raised),
+            (agent, "list_sessions", self._list_sessions, raised),
+            (agent, "get_servers", self._get_servers, raised),
+            (agent, "find_busy_servers", self._find_busy_servers, raised),
+            (agent, "check_load", self._check_load, give(lambda: answers.UNREACHABLE)),
+            (agent, "suspend_session", self._change_session, not_done),
+            (agent, "terminate_session", self._change_session, not_done),
+            (agent, "add_authorized_key", self._add_authorized_key, not_done),
+            (agent, "delete_authorized_key", self._delete_authorized_key, not_done),
+            (x2gobroker.loadchecker, "check_load", self._checked_load, OnFailure(_no_load)),
+            (self._utils, "portscan", self._portscan, give(lambda: False)),
+            (broker, "list_profiles", self._list_profiles, OnFailure(error=RequestFailed, passes=errors)),
+            (broker, "get_profile_for_user", self._get_profile_for_user, give(lambda: None, passes=errors)),
+            (broker, "get_remote_agent", self._get_remote_agent, give(dict, passes=errors)),
+            (broker, "get_all_remote_agents", self._get_all_remote_agents, give(list, passes=errors)),
+            (broker, "select_session", self._select_session, give(_no_server, passes=errors)),
+            (broker, "get_acl_defaults", remembering_defaults, AS_IT_IS),
+            (x2gobroker.brokers.inifile_broker.X2GoBroker, "get_profile", remembering_section, AS_IT_IS),
+            (config, "get_section", remembering_section, AS_IT_IS),
+            (config, "get_defaults", remembering_defaults, AS_IT_IS),
+            (config, "update_value", forgetting, AS_IT_IS),
+            (config, "load", forgetting, AS_IT_IS),
+            (agent.paramiko.SSHClient, "connect", closed_with_its_call, AS_IT_IS),
+        ]
 
     def deactivate(self) -> None:
         """Put back what was there before."""
@@ -120,11 +141,11 @@ class Activation:
         if outer is not None and outer.broker is broker and outer.profile_id == profile_id:
             yield outer
             return
-        token = self._step.set(_Step(self.fleet, broker, profile_id, username))
+        step = _Step(self.fleet, broker, profile_id, username)
+        token = self._step.set(step)
         try:
-            step = self._step.get()
-            assert step is not None
-            yield step
+            with self.live_agents.request():
+                yield step
         finally:
             self._step.reset(token)
 
@@ -134,22 +155,15 @@ class Activation:
         if step is not None and username in (None, step.username):
             return step.view()
         carried = remote_agent.get(CARRIED) if isinstance(remote_agent, Mapping) else None
-        return self.fleet.view(carried, username) if isinstance(carried, BrokerProfile) else None
+        return self.fleet.view(carried.id, lambda: carried, username) if isinstance(carried, BrokerProfile) else None
 
-    def _live(self, remote_agent: object, call: Callable[[], T], *, failed: T | None = None) -> T:
-        """Ask a live agent within the time limit; ``failed`` is what to answer where that must not or can't be done.
+    def _live(self, remote_agent: object, call: Callable[[], T], *, unasked: T | None = None) -> T:
+        """Ask a live agent within the time limits; ``unasked`` is the answer where settings say not to.
 
-        Without ``failed`` raises what x2gobroker raises for an agent that can't be asked.
+        Raises AgentError.
         """
-        if self.settings.fallback == "none" and failed is not None:
-            return failed
-        try:
-            return self._bounded(remote_agent, call)
-        except Unanswered as exc:
-            self.logger.error("x2gofleet: %s", exc)
-            raise self._failure(str(exc)) from None
-
-    def _bounded(self, remote_agent: object, call: Callable[[], T]) -> T:
+        if self.settings.fallback == "none" and unasked is not None:
+            return unasked
         name = "the local agent"
         if isinstance(remote_agent, Mapping):
             host = remote_agent.get("hostname") or remote_agent.get("hostaddr")
@@ -161,7 +175,7 @@ class Activation:
             view = self._view(remote_agent, None)
             if view is not None and isinstance(remote_agent, Mapping) and remote_agent.get("hostname") in view.servers:
                 return view.is_up(remote_agent["hostname"])
-            return self._live(remote_agent, lambda: original(remote_agent, *args, **kwargs), failed=False)
+            return self._live(remote_agent, lambda: original(remote_agent, *args, **kwargs), unasked=False)
 
         return ping
 
@@ -169,14 +183,19 @@ class Activation:
         def list_sessions(username: str, remote_agent: Any = None, *args: Any, **kwargs: Any) -> tuple[bool, list[str]]:
             view = self._view(remote_agent, username)
             if view is not None:
-                return True, answers.session_rows(view, username, self._utils.matching_hostnames)
+                return True, self._selectable(answers.session_rows(view, username, self._utils.matching_hostnames))
             nothing: tuple[bool, list[str]] = (False, [])
             success, rows = self._live(
-                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), failed=nothing
+                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), unasked=nothing
             )
-            return success, answers.usable_rows(rows)
+            return success, self._selectable(answers.usable_rows(rows))
 
         return list_sessions
+
+    def _selectable(self, rows: list[str]) -> list[str]:
+        step = self._step.get()
+        # Where it only looks for sessions the broker takes nothing but a list itself.
+        return _Selectable(rows) if step is not None and step.selecting else rows
 
     def _counts(self, view: BrokerView, username: str, remote_agent: object) -> tuple[dict[str, int], bool]:
         """Return numbers of sessions by host, and whether they lead the broker to a host that was chosen for it."""
@@ -199,7 +218,7 @@ class Activation:
             if view is not None:
                 return True, self._counts(view, username, remote_agent)[0]
             return self._live(
-                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), failed=(False, {})
+                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), unasked=(False, {})
             )
 
         return get_servers
@@ -216,7 +235,7 @@ class Activation:
                     usage = {host: max(1, percent) for host, percent in usage.items()}
                 return bool(usage), usage
             return self._live(
-                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), failed=(False, {})
+                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), unasked=(False, {})
             )
 
         return find_busy_servers
@@ -228,14 +247,9 @@ class Activation:
                 figure = answers.load_figure(view.standings[remote_agent["hostname"]])
                 if figure != answers.UNAVAILABLE:
                     return figure
-            try:
-                found: int | str | None = self._live(
-                    remote_agent,
-                    lambda: original(remote_agent, *args, **kwargs),
-                    failed=answers.UNAVAILABLE,
-                )
-            except self._failure:
-                return answers.UNREACHABLE
+            found: int | str | None = self._live(
+                remote_agent, lambda: original(remote_agent, *args, **kwargs), unasked=answers.UNAVAILABLE
+            )
             # The broker divides by it.
             return max(1, found) if isinstance(found, int) else found
 
@@ -250,13 +264,12 @@ class Activation:
             if view is not None:
                 target = self._own_agent(view, username, session_name, remote_agent)
             try:
-                changed: tuple[bool, list[str]] = self._bounded(
+                changed: tuple[bool, list[str]] = self._live(
                     target, lambda: original(username, session_name, target, *args, **kwargs)
                 )
                 return changed
-            except Unanswered as exc:
-                self.logger.error("x2gofleet: session %s is not changed: %s", session_name, exc)
-                return False, []
+            except AgentError as exc:
+                raise AgentError(f"session {session_name} is not changed: {exc}") from exc
             finally:
                 if view is not None:
                     self.fleet.refresh(view.fleet_profile)
@@ -280,6 +293,17 @@ class Activation:
 
         return add_authorized_key
 
+    def _delete_authorized_key(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def delete_authorized_key(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("delay_deletion", args[4] if len(args) > 4 else 0) > 0:
+                # A fork of this process calls this function again when it is time. What that raises, or does not end
+                # with, would leave a second broker behind.
+                return original(*args, **kwargs)
+            remote_agent = kwargs.get("remote_agent", args[3] if len(args) > 3 else None)
+            return self._live(remote_agent, lambda: original(*args, **kwargs))
+
+        return delete_authorized_key
+
     def _checked_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def check_load(backend: str, profile_id: str, hostname: str | None = None) -> Any:
             step = self._step.get()
@@ -290,35 +314,33 @@ class Activation:
                     return figures.get(hostname, answers.UNAVAILABLE)
                 # The broker passes over a host without a figure, though it may be the one that was chosen.
                 return {} if answers.UNAVAILABLE in figures.values() else figures
-            failed: Any = {} if hostname is None else answers.UNAVAILABLE
             if self.settings.fallback == "none":
-                return failed
-            try:
-                return self.live_agents.call("the load checker", lambda: original(backend, profile_id, hostname))
-            except Unanswered as exc:
-                self.logger.error("x2gofleet: %s", exc)
-                return failed
+                return _no_load(backend, profile_id, hostname)
+            return self.live_agents.call("the load checker", lambda: original(backend, profile_id, hostname))
 
         return check_load
 
     def _portscan(self, original: Callable[..., bool]) -> Callable[..., bool]:
+        def live(addr: str, port: Any) -> bool:
+            return self.live_agents.call(f"port {port} of {addr}", lambda: original(addr, port))
+
         def portscan(addr: str, port: Any = 22) -> bool:
             step = self._step.get()
             asks = step is not None and (self.settings.trust_polls or step.placed is not None)
             view = step.view() if step is not None and asks else None
             host = step.profile.host_at(addr, port) if step is not None and view is not None else None
             if step is None or view is None or host is None:
-                return original(addr, port)
+                return live(addr, port)
             if step.placed is not None and view.is_drained(host.name):
                 # Not for a new session: the broker goes on to the next.
                 return False
-            return view.is_up(host.name) if self.settings.trust_polls else original(addr, port)
+            return view.is_up(host.name) if self.settings.trust_polls else live(addr, port)
 
         return portscan
 
     def _list_profiles(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def list_profiles(broker: Any, *args: Any, **kwargs: Any) -> Any:
-            with self.fleet.sharing():
+            with self.fleet.sharing(), self.live_agents.request():
                 return original(broker, *args, **kwargs)
 
         return list_profiles
@@ -362,7 +384,10 @@ class Activation:
             with self._stepping(broker, profile_id, username) as step:
                 step.selecting = True
                 selected: dict[str, Any] = original(broker, profile_id, username, *args, **kwargs)
-                return self._selected(step, selected) if username and selected else selected
+                if not username or not selected:
+                    return selected
+                ours = self.fleet.guarded(f"profile {profile_id}", lambda: self._selected(step, selected))
+                return selected if ours is None else ours
 
         return select_session
 
@@ -384,6 +409,15 @@ class Activation:
         if name is not None and name != step.placed:
             self.fleet.reserve(view, name, username)
         return selected
+
+
+def _no_load(_backend: str, _profile_id: str, hostname: str | None = None) -> dict[str, Any] | str:
+    """Return what the broker gets of a load checker that knows nothing."""
+    return {} if hostname is None else answers.UNAVAILABLE
+
+
+def _no_server() -> dict[str, Any]:
+    return {"server": NO_SERVER, "port": 22}
 
 
 def activate(settings: BrokerSettings | None = None) -> Activation:
