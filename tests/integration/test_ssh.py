@@ -21,7 +21,19 @@ import paramiko
 import psutil
 import pytest
 from x2gofleet_workers.inventory import load_inventory
-from x2gofleet_workers.shell_probe import MAX_ANSWER_BYTES, Answer, Request, Section
+from x2gofleet_workers.probe.decoding import Begin
+from x2gofleet_workers.probe.delivery import start_command
+from x2gofleet_workers.probe.encoding import encode_begin, encode_data, encode_done, encode_section
+from x2gofleet_workers.probe.frames import TO_PROBE, FrameDecoder
+from x2gofleet_workers.probe.protocol import (
+    AnswerDecoder,
+    Request,
+    Scope,
+    Section,
+    SectionKind,
+    SectionRequest,
+    SectionStatus,
+)
 from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running_simulation
 from x2gofleet_workers.ssh import Deadline, Endpoint, ProbeChannel, SshClient
 from x2gofleet_workers.ssh.command import CUT_AFTER_SECONDS
@@ -35,6 +47,7 @@ from x2gofleet.errors import (
     DeadlineExceeded,
     HostKeyMismatch,
     HostKeyUnknown,
+    LoginEnded,
     NotPermitted,
     NotProven,
     OutageError,
@@ -43,14 +56,15 @@ from x2gofleet.errors import (
     SetupError,
     Unreachable,
 )
-from x2gofleet.kinds import Kind
 
 LONG_SECONDS = 20.0
 SHORT_SECONDS = 0.4
 MARGIN_SECONDS = 1.0
 Run = Callable[[Any], Awaitable[None]]
 CLIENT = SshClient()
-PROBE = "exec sh -c 'the text of the probe' x2gofleet-probe"
+MAX_SECTION_BYTES = 64 * 1024 * 1024
+PROBE = start_command("wrapper", as_root=False)
+LOAD, MOUNTS, SESSIONS = (SectionRequest(kind) for kind in (SectionKind.LOAD, SectionKind.MOUNTS, SectionKind.SESSIONS))
 
 
 @contextlib.contextmanager
@@ -61,9 +75,11 @@ def in_time(seconds: float) -> Iterator[None]:
     assert took < seconds + MARGIN_SECONDS, f"took {took:.2f} s of {seconds:g} s"
 
 
-def asked(probe: ProbeChannel, *sections: str, seconds: float = LONG_SECONDS) -> list[Section]:
-    request = Request("server", sections, max(1, int(seconds)))
-    return list(probe.exchange(request.line(), Answer(request), Deadline(seconds)))
+def asked(
+    probe: ProbeChannel, *sections: SectionRequest, seconds: float = LONG_SECONDS, scope: Scope = Scope.SERVER
+) -> list[Section]:
+    decoder = AnswerDecoder(Request(scope, sections, max(1, int(seconds))), after=probe.decoder)
+    return list(probe.exchange(decoder, Deadline(seconds)))
 
 
 @pytest.fixture
@@ -94,25 +110,26 @@ def test_a_connection_asks_again_and_again_and_is_closed(endpoint: Endpoint, ser
     assert connection.alive
     probe = connection.start_probe(PROBE, Deadline(LONG_SECONDS))
     assert (probe.hello.uid, probe.hello.user, probe.hello.host) == (0, "root", "ts01")
-    sessions, load = asked(probe, "sessions=-", "load")
-    assert (sessions.kind, load.kind, sessions.status) == (Kind.SESSIONS, Kind.LOAD, 0)
-    assert asked(probe, f"sessions={sessions.signature}")[0].same
-    assert (probe.requests, probe.idle) == (2, True)
+    sessions, load = asked(probe, SESSIONS, LOAD)
+    assert (sessions.kind, load.kind) == (SectionKind.SESSIONS, SectionKind.LOAD)
+    assert sessions.status is SectionStatus.OK
+    assert asked(probe, SectionRequest(SectionKind.SESSIONS, sessions.signature))[0].same
+    assert probe.idle
     connection.close()
     assert not connection.alive
     wait_until(lambda: server.counters.open_connections == 0, "the server sees the end")
     with pytest.raises(ConnectionLost):
-        asked(probe, "load")
+        asked(probe, LOAD)
 
 
 def test_two_probes_share_a_connection(endpoint: Endpoint, server: ServerHandle) -> None:
     connection = CLIENT.open(endpoint, Deadline(LONG_SECONDS))
     try:
         quick, slow = (connection.start_probe(PROBE, Deadline(LONG_SECONDS)) for _ in range(2))
-        assert asked(quick, "load")
-        assert asked(slow, "mounts")
+        assert asked(quick, LOAD)
+        assert asked(slow, MOUNTS)
         slow.close()
-        assert asked(quick, "load")
+        assert asked(quick, LOAD)
     finally:
         connection.close()
     assert server.counters.connections == 1
@@ -157,7 +174,7 @@ def test_a_fault_that_comes_while_connected(fault: str, endpoint: Endpoint, serv
     server.set_fault(fault)
     seconds = SHORT_SECONDS if ASKING[fault] == (DeadlineExceeded,) else LONG_SECONDS
     with pytest.raises(ASKING[fault]), in_time(seconds):
-        asked(probe, "sessions=-", "load", seconds=seconds)
+        asked(probe, SESSIONS, LOAD, seconds=seconds)
     assert not probe.idle
     connection.close()
 
@@ -169,7 +186,7 @@ def test_each_of_the_simulators_ways_to_speak_garbage(endpoint: Endpoint, server
         try:
             probe = connection.start_probe(PROBE, Deadline(LONG_SECONDS))
             with pytest.raises((ProofError, DeadlineExceeded)):
-                asked(probe, "sessions=-", "load", seconds=SHORT_SECONDS)
+                asked(probe, SESSIONS, LOAD, seconds=SHORT_SECONDS)
         finally:
             connection.close()
 
@@ -178,7 +195,7 @@ def test_a_login_that_may_not_become_root(endpoint: Endpoint) -> None:
     connection = CLIENT.open(replace(endpoint, user="alice"), Deadline(LONG_SECONDS))
     try:
         with pytest.raises(NotPermitted, match=r"alice may not become root by sudo: sudo: a password is required"):
-            connection.start_probe(PROBE.replace("exec", "exec sudo -n"), Deadline(LONG_SECONDS))
+            connection.start_probe(start_command("auto", as_root=True), Deadline(LONG_SECONDS))
     finally:
         connection.close()
 
@@ -186,7 +203,7 @@ def test_a_login_that_may_not_become_root(endpoint: Endpoint) -> None:
 def poll_once(endpoint: Endpoint, seconds: float) -> None:
     connection = CLIENT.open(endpoint, Deadline(seconds))
     try:
-        asked(connection.start_probe(PROBE, Deadline(seconds)), "load", seconds=0.1)
+        asked(connection.start_probe(PROBE, Deadline(seconds)), LOAD, seconds=0.1)
     finally:
         connection.close()
 
@@ -500,29 +517,31 @@ def scripted(tmp_path: Path) -> Iterator[Callable[..., Scripted]]:
         each.close()
 
 
-HELLO = b"x2gofleet-probe 1 uid=0 user=root host=ts01\n"
+HELLO = b"x2gofleet-probe 2 uid=0 user=root host=ts01\n"
 
 
-def answering(answer: Callable[[Any, str, str], Awaitable[None]], hello: bytes = HELLO) -> Run:
-    """A probe that greets and hands each request on as (process, mark, sections)."""
+def answering(answer: Callable[[Any, int, Request], Awaitable[None]], hello: bytes = HELLO) -> Run:
+    """A probe that greets and hands each request on as (process, its number, request)."""
 
     async def run(process: Any) -> None:
         process.stdout.write(hello)
-        async for line in process.stdin:
-            if not line:
-                break
-            _, mark, _, _, sections = line.decode().rstrip("\n").split(" ", 4)
-            await answer(process, mark, sections)
+        frames = FrameDecoder(TO_PROBE)
+        while data := await process.stdin.read(65536):
+            frames.feed(data)
+            while (frame := frames.next_frame()) is not None:
+                await answer(process, frame.request, Request.decode(frame.payload))
 
     return run
 
 
-def load_answer(mark: str) -> bytes:
-    return f"{mark} begin load\nx\n{mark} end load 0\n{mark} done uid=0 host=ts01\n".encode()
+def load_answer(number: int) -> bytes:
+    return encode_section(Section(kind=SectionKind.LOAD, stdout=b"x"), Scope.SERVER, number) + encode_done(
+        0, "ts01", number
+    )
 
 
-async def well(process: Any, mark: str, sections: str) -> None:
-    process.stdout.write(load_answer(mark))
+async def well(process: Any, number: int, request: Request) -> None:
+    process.stdout.write(load_answer(number))
 
 
 def test_a_host_key_that_is_not_the_known_one_gets_no_login(scripted: Callable[..., Scripted], tmp_path: Path) -> None:
@@ -609,10 +628,10 @@ ENDED: dict[str, tuple[Run, type[PollError], str]] = {
     "status 127 alone": (exiting(127), CommandMissing, "command not found"),
     "sudo": (exiting(1, b"", b"sudo: a password is required\n"), NotPermitted, "password is required"),
     "nologin": (exiting(1, b"This account is currently not available.\n"), NotPermitted, "currently not available"),
-    "status 0": (exiting(0), NotPermitted, "exit status 0"),
+    "status 0": (exiting(0), LoginEnded, "exit status 0"),
     "cut": (aborting, ConnectionLost, "be started|before the probe greeted"),
-    "protocol 2": (answering(well, HELLO.replace(b" 1 ", b" 2 ")), NotProven, "speaks protocol 2"),
-    "terminal codes": (exiting(1, b"\x1b[31mno\n\x07way"), NotPermitted, "no way"),
+    "protocol 3": (answering(well, HELLO.replace(b" 2 ", b" 3 ")), NotProven, "speaks protocol 3"),
+    "terminal codes": (exiting(1, b"\x1b[31mno\n\x07way"), LoginEnded, "no way"),
 }
 
 
@@ -666,7 +685,7 @@ def test_noise_before_the_greeting_is_passed_over_up_to_a_limit(scripted: Callab
     noise = b"Welcome!\nx2gofleet-probe is here\n" + b"\xff" * 1000 + b"\n"
     connection = CLIENT.open(scripted(answering(well, noise + HELLO)).endpoint, Deadline(LONG_SECONDS))
     try:
-        assert asked(connection.start_probe("x", Deadline(LONG_SECONDS)), "load")[0].body == b"x"
+        assert asked(connection.start_probe("x", Deadline(LONG_SECONDS)), LOAD)[0].stdout == b"x"
     finally:
         connection.close()
 
@@ -680,24 +699,23 @@ def test_endless_noise_is_cut_off(line: bytes, scripted: Callable[..., Scripted]
 
     connection = CLIENT.open(scripted(run).endpoint, Deadline(LONG_SECONDS))
     try:
-        with pytest.raises(NotProven, match="prints more than"), in_time(5.0):
+        with pytest.raises(NotProven, match="hello within 65536 bytes"), in_time(5.0):
             connection.start_probe("x", Deadline(LONG_SECONDS))
     finally:
         connection.close()
 
 
 def test_a_flood_on_stderr_blocks_nobody_and_little_of_it_is_kept(scripted: Callable[..., Scripted]) -> None:
-    async def run(process: Any, mark: str, sections: str) -> None:
-        for number in range(200):
-            process.stderr.write(b"%06d warning: " % number + b"x" * 20_000 + b"\n")
+    async def run(process: Any, number: int, request: Request) -> None:
+        for line in range(200):
+            process.stderr.write(b"%06d warning: " % line + b"x" * 20_000 + b"\n")
             await process.stderr.drain()
-        process.stdout.write(load_answer(mark))
+        process.stdout.write(load_answer(number))
 
     connection = CLIENT.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
     try:
         probe = connection.start_probe("x", Deadline(LONG_SECONDS))
-        assert asked(probe, "load")[0].body == b"x"
-        assert len(probe.stderr_bytes) <= 4096
+        assert asked(probe, LOAD)[0].stdout == b"x"
         assert len(probe.stderr) <= 200
     finally:
         connection.close()
@@ -706,21 +724,21 @@ def test_a_flood_on_stderr_blocks_nobody_and_little_of_it_is_kept(scripted: Call
 def test_a_flood_on_stdout_is_cut_off(scripted: Callable[..., Scripted]) -> None:
     sent = [0]
 
-    async def run(process: Any, mark: str, sections: str) -> None:
-        process.stdout.write(f"{mark} begin sessions\n".encode())
+    async def run(process: Any, number: int, request: Request) -> None:
+        process.stdout.write(encode_begin(Begin(SectionKind.LOAD), number))
         while True:
-            process.stdout.write(b"x" * 65536)
+            process.stdout.write(encode_data("D", b"x" * 65536, number))
             sent[0] += 65536
             await process.stdout.drain()
 
     connection = CLIENT.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
     try:
         probe = connection.start_probe("x", Deadline(LONG_SECONDS))
-        with pytest.raises(NotProven, match="longer than"):
-            asked(probe, "sessions=-")
+        with pytest.raises(NotProven, match="at most"):
+            asked(probe, LOAD)
     finally:
         connection.close()
-    assert sent[0] < MAX_ANSWER_BYTES * 1.5
+    assert sent[0] < MAX_SECTION_BYTES * 1.5
 
 
 def test_a_flood_between_polls_stops_at_the_window(scripted: Callable[..., Scripted]) -> None:
@@ -742,27 +760,27 @@ def test_a_flood_between_polls_stops_at_the_window(scripted: Callable[..., Scrip
             time.sleep(0.1)
         assert seen < 8 * 1024 * 1024
         with pytest.raises(NotProven):
-            asked(probe, "load")
+            asked(probe, LOAD)
     finally:
         connection.close()
 
 
 def test_a_hung_slow_probe_costs_its_channel_alone(scripted: Callable[..., Scripted]) -> None:
-    async def run(process: Any, mark: str, sections: str) -> None:
-        if sections != "mounts":
-            process.stdout.write(load_answer(mark))
+    async def run(process: Any, number: int, request: Request) -> None:
+        if request.sections != (MOUNTS,):
+            process.stdout.write(load_answer(number))
 
     server = scripted(answering(run))
     connection = CLIENT.open(server.endpoint, Deadline(LONG_SECONDS))
     try:
         quick, slow = (connection.start_probe("x", Deadline(LONG_SECONDS)) for _ in range(2))
         with pytest.raises(DeadlineExceeded), in_time(SHORT_SECONDS):
-            asked(slow, "mounts", seconds=SHORT_SECONDS)
+            asked(slow, MOUNTS, seconds=SHORT_SECONDS)
         slow.close()
         wait_until(lambda: server.over == 1, "the hung probe is over")
         # Longer than the reaper would wait before it cuts what does not come back.
         time.sleep(CUT_AFTER_SECONDS + 0.2)
-        assert asked(quick, "load")
+        assert asked(quick, LOAD)
     finally:
         connection.close()
 
@@ -770,31 +788,31 @@ def test_a_hung_slow_probe_costs_its_channel_alone(scripted: Callable[..., Scrip
 def test_sections_are_yielded_as_they_arrive(scripted: Callable[..., Scripted]) -> None:
     may_go_on = threading.Event()
 
-    async def run(process: Any, mark: str, sections: str) -> None:
-        process.stdout.write(f"{mark} begin load\n1\n{mark} end load 0\n".encode())
+    async def run(process: Any, number: int, request: Request) -> None:
+        process.stdout.write(encode_section(Section(kind=SectionKind.LOAD, stdout=b"1"), Scope.USER, number))
         while not may_go_on.is_set():
             await asyncio.sleep(0.01)
-        process.stdout.write(f"{mark} begin mounts\n2\n{mark} end mounts 0\n{mark} done uid=0 host=a\n".encode())
+        mounts = Section(kind=SectionKind.MOUNTS, stdout=b"2", exit_status=0)
+        process.stdout.write(encode_section(mounts, Scope.USER, number) + encode_done(0, "a", number))
 
     connection = CLIENT.open(scripted(answering(run)).endpoint, Deadline(LONG_SECONDS))
     try:
         probe = connection.start_probe("x", Deadline(LONG_SECONDS))
-        request = Request("server", ("load", "mounts"), 9)
-        answer = Answer(request)
-        sections = probe.exchange(request.line(), answer, Deadline(LONG_SECONDS))
+        answer = AnswerDecoder(Request(Scope.USER, (LOAD, MOUNTS), 9))
+        sections = probe.exchange(answer, Deadline(LONG_SECONDS))
         section = next(sections)
-        assert (section.body, answer.done) == (b"1", False)
+        assert (section.stdout, answer.done) == (b"1", False)
         may_go_on.set()
-        assert [section.body for section in sections] == [b"2"]
+        assert [section.stdout for section in sections] == [b"2"]
     finally:
         connection.close()
 
 
 def test_a_trickle_does_not_outlast_the_deadline(scripted: Callable[..., Scripted]) -> None:
-    async def run(process: Any, mark: str, sections: str) -> None:
-        process.stdout.write(f"{mark} begin load\n".encode())
+    async def run(process: Any, number: int, request: Request) -> None:
+        process.stdout.write(encode_begin(Begin(SectionKind.LOAD), number))
         while True:
-            process.stdout.write(b"x")
+            process.stdout.write(encode_data("D", b"x", number))
             process.stderr.write(b"y")
             await asyncio.sleep(0.01)
 
@@ -802,7 +820,7 @@ def test_a_trickle_does_not_outlast_the_deadline(scripted: Callable[..., Scripte
     try:
         probe = connection.start_probe("x", Deadline(LONG_SECONDS))
         with pytest.raises(DeadlineExceeded), in_time(SHORT_SECONDS):
-            asked(probe, "load", seconds=SHORT_SECONDS)
+            asked(probe, LOAD, seconds=SHORT_SECONDS)
     finally:
         connection.close()
 
@@ -815,7 +833,7 @@ def test_close_wakes_a_blocked_reader_at_once(endpoint: Endpoint, server: Server
     probe = connection.start_probe(PROBE, Deadline(LONG_SECONDS))
     server.set_fault("hang")
     with ThreadPoolExecutor(1) as pool:
-        blocked = pool.submit(asked, probe, "load")
+        blocked = pool.submit(asked, probe, LOAD)
         wait_until(lambda: server.counters.running_polls == 1, "the request is at the server")
         with in_time(0.0):
             connection.close()
