@@ -781,6 +781,7 @@ sub start_reader {
         close $request_write;
         close $answer_read;
         $epoch = sprintf '%x.%x', time, $$;
+        $0     = 'x2gofleet-probe reader';
         eval { reader($request_read, $answer_write) };
         POSIX::_exit(1);
     }
@@ -1021,6 +1022,7 @@ sub main {
         HOME   => (getpwuid $>)[7] || '/',
         USER   => defined $user ? $user : "$>",
     );
+    $0 = 'x2gofleet-probe';
     umask 077;
     chdir '/';
     $SIG{__WARN__} = sub { };
