@@ -242,7 +242,8 @@ def test_all_agents_of_a_request_share_one_limit(farm: Farm) -> None:
     waited = [float(found) for found in re.findall(r"hung\d, port \d+, did not answer within ([\d.]+) s", log)]
     print(f"{len(waited)} hung agents: {selected.seconds:.1f} s, the limits {waited}")
     assert selected.server.startswith(NO_SERVER)
-    assert waited[:2] == [2.0, 2.0]
+    assert waited[0] == 2.0
+    assert waited == sorted(waited, reverse=True)
     assert len(waited) == len(names)
     assert sum(waited) < 6
     assert shown(again) == (f"127.0.0.1:{port}", None, None)

@@ -338,6 +338,7 @@ def write(url: str, keys: Keys) -> None:
         found = listing(store.sync_clock(), row(), replaces="", changes=(change,))
         assert store.store(lease, store.next_seq(), found) is Outcome.STORED
         assert store.stored("ts01", Kind.SESSIONS) == (found.digest, found.stdout)
+        assert store.recorded_host_name("ts01") == ""
         store.fail(
             lease, [Kind.SESSIONS], failed_at_ms=store.sync_clock(), state_ttl_ms=90_000, error_class="E", error_text=""
         )

@@ -309,7 +309,7 @@ def test_garbage_counts_as_failed_and_no_name_gets_into_labels(
     labels = set(re.findall(r"(\w+)=\"", text))
     assert labels == {
         *("kind", "result", "lane", "le", "outcome", "operation", "condition"),
-        *("answer", "reason", "check", "digest", "version", "python"),
+        *("answer", "reason", "check", "digest", "version", "python", "agreement"),
     }
 
 

@@ -222,6 +222,7 @@ def test_a_stored_listing(store: Store, target: Target) -> None:
         b"worker": b"w1",
         b"schema": str(SCHEMA_VERSION).encode(),
         b"rejected_rows": b"2",
+        b"source": b"command",
     }
     assert target.expires_at() == at + TTL_MS
     assert target.state() == {"sessions.good_at": str(at), "sessions.failures": "0", "sessions.since": str(at)}
