@@ -27,6 +27,7 @@ use constant {
     LOOK_SECONDS         => 0.1,
     STATES_PER_LOOK      => 64,
     SETTLED_SECONDS      => 0.05,
+    FLUSH_SECONDS        => 0.02,
     LOCK_WAIT_MS         => 1500,
     NAMES_KEPT_SECONDS   => 300,
     MAX_HUNG_READERS     => 3,
@@ -173,7 +174,7 @@ sub ini {
 my (%config, $config_signature);
 
 sub configuration {
-    my $signature = join '', map { file_signature($_) } $SQL_CONFIG, $SERVER_CONFIG, @PASSWORD_FILES;
+    my $signature = join '', map { file_signature($_) } $SQL_CONFIG, $SERVER_CONFIG;
     return \%config if defined $config_signature && $signature eq $config_signature;
     my $sql = ini($SQL_CONFIG) or failed('config', "$SQL_CONFIG cannot be read: $!");
     my $backend = defined $sql->{backend} ? lc $sql->{backend} : '';
@@ -209,21 +210,30 @@ sub link_signature { my @found = Time::HiRes::lstat($_[0]); return @found ? pack
 
 sub database_header {
     my ($path) = @_;
-    sysopen my $file, $path, O_RDONLY | O_NONBLOCK or return '';
-    my $count = sysread $file, my $header, 100;
+    # Not sysopen, which takes four more system calls.
+    my $file = POSIX::open($path, O_RDONLY | O_NONBLOCK);
+    return '' unless defined $file;
+    my $count = POSIX::read($file, my $header, 100);
+    POSIX::close($file);
     return $count ? $header : '';
+}
+
+# What each write changes, but for one within the same tick of the file system's clock as the one before.
+sub database_times {
+    my ($path) = @_;
+    my @log = Time::HiRes::stat("$path-wal");
+    # Not the change time of a write-ahead log: whenever root opens one, SQLite sets its owner again.
+    return join '|', file_signature($path), @log ? pack('d5', @log[0, 1, 4, 7, 9]) : '-';
 }
 
 sub database_signature {
     my ($path) = @_;
-    my @log = Time::HiRes::stat("$path-wal");
-    # Not the change time of a write-ahead log: whenever root opens one, SQLite sets its owner again.
-    return join '|', file_signature($path), file_signature("$path-journal"), @log ? pack('d5', @log[0, 1, 4, 7, 9]) : '-',
-        database_header($path);
+    return join '|', database_times($path), file_signature("$path-journal"), database_header($path);
 }
 
+# What a listing on SQLite depends on besides agents' states; after configuration(), whose signature is in it.
 sub base_signature {
-    my @common = (host_name(), map { file_signature($_) } $SQL_CONFIG, $SERVER_CONFIG, '/etc/localtime', '/tmp-inst');
+    my @common = (host_name(), $config_signature, map { file_signature($_) } '/etc/localtime', '/tmp-inst');
     return join '|', @common, database_signature(database_file());
 }
 
@@ -536,7 +546,7 @@ sub agent_state {
 my %known;       # what the last two listings were made from, by token: base signature, state files and their signatures
 my @known_order;
 my ($epoch, $serial) = ('', 0);
-my ($looked_at, $look_turn) = (undef, 0);
+my ($looked_at, $looks, $look_turn) = (undef, 0, 0);
 
 sub states_are {
     my ($listing) = @_;
@@ -595,6 +605,8 @@ sub counts {
 
 sub section_sessions {
     my ($token, $listing) = @_;
+    # A poll that fails says so itself: there is nothing to notice until one succeeds.
+    undef $looked_at;
     my $host   = host_name();
     my $config = configuration();
     my @facts  = (backend => $config->{backend}, host => $host, fields => $config->{fields});
@@ -608,10 +620,11 @@ sub section_sessions {
     my @command = $listing eq 'command' ? listed_by_command($config, $host) : ();
     my $found   = @command ? $command[0] : session_records($config, $host, $config->{backend} ne 'sqlite');
     if ($same && $config->{backend} ne 'sqlite' && $found->{ageless} eq $before->{ageless}) {
+        $looked_at = $before;
         return (\@facts, [], '', words(status => 'same', signature => $token));
     }
     my $new = remember(
-        base => $base, paths => $found->{paths}, signatures => $found->{signatures},
+        backend => $config->{backend}, base => $base, paths => $found->{paths}, signatures => $found->{signatures},
         ageless => $config->{backend} eq 'sqlite' ? '' : $found->{ageless},
     );
     my ($lines, @source) = ('', source => 'records');
@@ -673,7 +686,11 @@ sub section_reference {
 # Whether what the last listing was made from has changed; of many state files a part at each look.
 sub has_changed {
     return 0 unless $looked_at;
-    return 1 if base_signature() ne $looked_at->{base};
+    # A look is a hint, of which polls make sure: each looks at the database's times, one in ten at everything.
+    if ($looked_at->{backend} eq 'sqlite') {
+        return 1 if index($looked_at->{base}, database_times(database_file())) < 0;
+        return 1 if !($looks++ % 10) && !(eval { configuration() } && base_signature() eq $looked_at->{base});
+    }
     my $paths = $looked_at->{paths};
     return 0 unless @$paths;
     for (1 .. @$paths < STATES_PER_LOOK ? @$paths : STATES_PER_LOOK) {
@@ -724,16 +741,17 @@ sub write_section {
     my ($out, $request, $kind, $facts, $records, $lines, $end) = @_;
     my $buffer = frame('B', $request, words(kind => $kind, @$facts));
     my ($payload, $sent) = ('', 0);
-    for my $record (@$records, undef) {
-        if (!defined $record || length($payload) + length($record) > FRAME_BYTES) {
-            $buffer .= frame('D', $request, $payload) if length $payload;
+    for my $record (@$records) {
+        if (length($payload) + length($record) > FRAME_BYTES) {
+            write_all($out, $buffer . frame('D', $request, $payload));
             $sent += length $payload;
-            write_all($out, $buffer) if length $buffer;
             $buffer = $payload = '';
         }
-        $payload .= $record if defined $record;
+        $payload .= $record;
     }
-    write_all($out, data_frames('L', $request, $lines) . frame('E', $request, $end));
+    $buffer .= frame('D', $request, $payload) if length $payload;
+    $sent += length $payload;
+    write_all($out, $buffer . data_frames('L', $request, $lines) . frame('E', $request, $end));
     return $sent + length $lines;
 }
 
@@ -789,6 +807,13 @@ sub start_reader {
     return;
 }
 
+# What is to be written to the worker: one write, and so one packet, for a short answer.
+my $output = '';
+
+sub flush_output { write_all(\*STDOUT, $output); $output = ''; return }
+
+sub put { my ($data) = @_; $output .= $data; flush_output() if length $output > FRAME_BYTES; return }
+
 # Returns the next frame of the reader, its type and the whole of it; END where the reader ended, nothing where $until
 # passed.
 sub reader_frame {
@@ -804,7 +829,9 @@ sub reader_frame {
         return if $left <= 0;
         my $bits = '';
         vec($bits, fileno $_, 1) = 1 for \*STDIN, $reader{out};
-        next if select($bits, undef, undef, $left) < 0;
+        my $ready = select $bits, undef, undef, length $output && $left > FLUSH_SECONDS ? FLUSH_SECONDS : $left;
+        next if $ready < 0;
+        if (!$ready) { flush_output(); next }
         read_input() if vec $bits, fileno STDIN, 1;
         next unless vec $bits, fileno $reader{out}, 1;
         my $count = sysread $reader{out}, $reader{buffer}, 2 * FRAME_BYTES, length $reader{buffer};
@@ -829,7 +856,7 @@ sub from_reader {
             next if $type eq 'N';
             $section_begun = 1 if $type eq 'B';
             $frames++;
-            write_all(\*STDOUT, $frame);
+            put($frame);
             return if $type eq 'E';
         }
         if ($reader{pid}) {
@@ -970,16 +997,18 @@ sub answer {
             if ($by_reader) {
                 from_reader($request, $kind, $head->{watch} ? 1 : 0, $until, @$section{ @{ $ALLOWED{$kind} } });
             } else {
-                write_all(\*STDOUT, frame('B', $request, words(kind => $kind)) . own_section($request, $section, $left));
+                flush_output() if $kind ne 'load';
+                put(frame('B', $request, words(kind => $kind)) . own_section($request, $section, $left));
             }
             1;
         };
         next if $done;
         # A section that fails after it began ends with the error: what came of it before is void.
         my $begin = $section_begun ? '' : frame('B', $request, words(kind => $kind));
-        write_all(\*STDOUT, $begin . frame('E', $request, error_words($@)));
+        put($begin . frame('E', $request, error_words($@)));
     }
-    return write_all(\*STDOUT, frame('Z', $request, words(uid => $>, host => host_name())));
+    put(frame('Z', $request, words(uid => $>, host => host_name())));
+    return flush_output();
 }
 
 # Waits for the next frame of the worker, and passes a notice of the reader on meanwhile.
