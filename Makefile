@@ -40,8 +40,9 @@ bench: $(VENV)/.dev  ## ratios against named baselines, measured in the same run
 	@bash tests/e2e/setup.sh
 	@$(BIN)/python -m tests.bench
 
-fuzz: $(VENV)/.dev  ## FUZZ_RUNS (default: a million) broken streams for the decoder of the probe protocol, and its costs
+fuzz: $(VENV)/.dev  ## FUZZ_RUNS (default: a million) broken streams for the probe's decoder; as root also 100 000 generated records
 	@$(BIN)/python -m tests.fuzz
+	@GENERATED_RECORDS=$${GENERATED_RECORDS:-100000} $(PYTEST) -q -s tests/e2e/test_generated_records.py
 
 compose-test:  ## docker-compose.yml for real: builds, scales to 3 workers, kills one, reads all sessions; Docker or podman
 	@$(PYTHON) tests/compose/run.py
