@@ -37,7 +37,7 @@ _USER_DESKTOPS_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
 
-_LOGIN_KEYS = ("user", "port", "key_file", "known_hosts", "scope", "command", "listing", "deadline")
+_LOGIN_KEYS = ("user", "port", "key_file", "known_hosts", "scope", "command", "listing", "notices", "deadline")
 _SERVER_KEYS = (*_LOGIN_KEYS, "host", "hostname", "labels", "weight", "drain")
 _PROFILE_KEYS = ("servers", "labels", "user", "key_file")
 _TABLES = ("defaults", "intervals", "ttls", "servers", "profiles", "import")
@@ -61,7 +61,8 @@ class Target:
     """One SSH login that is polled; intervals and ttls in seconds, an interval of 0 switches a kind off.
 
     ``command``: ``auto`` sends the probe along, ``wrapper`` relies on an installed one. ``listing``: what the rows of
-    a server's sessions are made from, ``records`` or ``command``.
+    a server's sessions are made from, ``records`` or ``command``. ``notices``: whether the probe looks for changes
+    between polls and says so.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Target:
     endpoint: Endpoint
     command: str
     listing: str
+    notices: bool
     hostname: str
     deadline_seconds: float
     intervals: Mapping[Kind, float]
@@ -116,7 +118,7 @@ class Fleet:
         polled = [
             (
                 *(target.id, target.endpoint.host, target.endpoint.port, target.endpoint.user, target.command),
-                target.listing,
+                *(target.listing, target.notices),
                 *(target.hostname, target.deadline_seconds, target.sessions_interval_chosen),
                 *(target.intervals[kind] for kind in Kind),
                 *(target.ttls[kind] for kind in Kind),
@@ -409,6 +411,11 @@ class _Reader:
         if listing not in ("records", "command"):
             owner = self._owner(where, "listing")
             self._fail(owner, "listing", f"{_shown(listing)} is not a valid listing", 'use "records" or "command"')
+        notices = login.get("notices", True)
+        if not isinstance(notices, bool):
+            self._fail(
+                self._owner(where, "notices"), "notices", f"{_shown(notices)} is not a boolean", "use true or false"
+            )
         deadline = login.get("deadline", DEFAULT_DEADLINE_SECONDS)
         if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 1 <= deadline <= 300:
             owner = self._owner(where, "deadline")
@@ -423,6 +430,7 @@ class _Reader:
             Endpoint(server.host, server.port, user, paths["key_file"], paths["known_hosts"]),
             command,
             listing,
+            notices,
             server.hostname,
             float(deadline),
             chosen,

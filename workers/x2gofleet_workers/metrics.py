@@ -68,6 +68,12 @@ class Metrics:
         """Return what times the block that asks Redis."""
         return _NOT_TIMED
 
+    def noticed(self) -> None:
+        """A server said that its sessions changed."""
+
+    def polled_on_notice(self, seconds: float) -> None:
+        """Its sessions were polled, so many seconds after it said so."""
+
     def refresh_asked(self) -> None:
         """A reader asked for a poll."""
 
@@ -198,6 +204,13 @@ class PrometheusMetrics(Metrics):
             ["answer"],
             registry=registry,
         )
+        self._notices = counter("notices_total", "Notices of servers that their sessions changed.")
+        self._notice_seconds = Histogram(
+            "x2gofleet_notice_seconds",
+            "From a server's notice until the poll that it caused was done, what it brought written to Redis.",
+            buckets=_POLL_BUCKETS,
+            registry=registry,
+        )
         self._connections = counter("connections_total", "SSH connections that were made and logged in.")
         self._exhausted = counter(
             "worker_exhausted_total",
@@ -263,6 +276,14 @@ class PrometheusMetrics(Metrics):
     def redis_call(self, operation: Operation) -> AbstractContextManager[object]:
         """Take down how long the block takes, also where it raises."""
         return self._redis_seconds[operation].time()
+
+    def noticed(self) -> None:
+        """Count a notice."""
+        self._notices.inc()
+
+    def polled_on_notice(self, seconds: float) -> None:
+        """Take down how long after its notice a poll was done."""
+        self._notice_seconds.observe(seconds)
 
     def refresh_asked(self) -> None:
         """Count a request."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +26,7 @@ from x2gofleet_workers.metrics import NO_METRICS, LaneName, Metrics, Pulse, Stal
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling import TargetPoller, quick_kinds, slow_kinds
 from x2gofleet_workers.polling.connecting import Connecting
+from x2gofleet_workers.polling.notices import NoticePolls
 from x2gofleet_workers.refresh import RefreshDesk
 from x2gofleet_workers.schedule import Schedule
 from x2gofleet_workers.ssh import SshClient
@@ -92,6 +94,13 @@ class Worker:
         )
         # Both lanes of every target may wait for a hung server at once without another target waiting for a thread.
         self.schedule = Schedule(max_threads=max(_LEAST_THREADS, 2 * len(fleet.targets) + 4))
+        self._notices = NoticePolls(
+            self._run_noticed,
+            self._sessions_interval,
+            self.schedule.once,
+            pool=ThreadPoolExecutor(max(_LEAST_THREADS, len(fleet.targets)), thread_name_prefix="x2gofleet-notice"),
+            metrics=metrics,
+        )
         self._connecting = Connecting(self.schedule, max_threads=max(_LEAST_THREADS, len(fleet.targets)))
         self._desk = RefreshDesk(self._request_store, lambda name: self.pollers.get(name), self._known_targets, metrics)
         self._ssh_client = SshClient()
@@ -150,6 +159,7 @@ class Worker:
             # Gained while it was stopping.
             poller.close()
         self._connecting.stop()
+        self._notices.stop()
         self._desk.stop()
         self._hints.stop()
         for store in (self._store, self._lease_store, self._request_store):
@@ -349,6 +359,7 @@ class Worker:
             logins_at_address=self._logins[target.endpoint.host, target.endpoint.port],
             metrics=self._metrics,
             hints=self._hints,
+            notices=self._notices,
         )
         with self._lock:
             before = self._pollers.pop(name, None)
@@ -372,6 +383,8 @@ class Worker:
         self._hints.forget(name)
         for job in ("quick", "slow", "reference", "quick/retry", "slow/retry"):
             self.schedule.remove(f"{name}/{job}")
+        self.schedule.remove(self._notices.job(name))
+        self._notices.forget(name)
         if poller is not None:
             self._connecting.forget(poller)
             poller.close()
@@ -388,6 +401,24 @@ class Worker:
             poller.poll_quick()
         elif poller.may_try():
             self._connecting.submit(poller)
+
+    def _run_noticed(self, name: str) -> None:
+        poller = self._poller(name)
+        if poller is None:
+            return
+        if poller.connected and poller.may_try():
+            poller.poll_noticed()
+        else:
+            self._run_quick(poller)
+
+    def _poller(self, name: str) -> TargetPoller | None:
+        with self._lock:
+            return self._pollers.get(name)
+
+    def _sessions_interval(self, name: str) -> float | None:
+        """Return how often the sessions of an owned target are polled, in seconds; None for any other target."""
+        poller = self._poller(name)
+        return None if poller is None else poller.target.intervals[Kind.SESSIONS]
 
     def _run_slow(self, poller: TargetPoller) -> None:
         poller.poll_slow()

@@ -26,6 +26,21 @@ class Retries(Protocol):
         """Have a lane of a target poll what is due then."""
 
 
+class Notices(Protocol):
+    """Learns that something is new on a target."""
+
+    def noticed(self, target: str) -> None:
+        """Have a target's sessions polled soon. Called by the thread of a connection: must not wait."""
+
+
+class _NoNotices:
+    def noticed(self, target: str) -> None:
+        """Do nothing: polls come at their intervals alone."""
+
+
+NO_NOTICES: Notices = _NoNotices()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollContext:
     """One target's polling. ``logins_at_address``: how many targets, this one included, share its address."""
@@ -38,6 +53,7 @@ class PollContext:
     hints: Hints
     monotonic: Callable[[], float]
     reference: ReferenceCheck
+    notices: Notices = NO_NOTICES
     logins_at_address: int = 1
     counters: Counters = field(default_factory=Counters)
     progress: Progress = field(default_factory=Progress)

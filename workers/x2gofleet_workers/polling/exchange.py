@@ -25,11 +25,13 @@ RELIST_SECONDS = 60.0
 class PollOrder:
     """What a poll is to bring.
 
-    ``force``: in full, whatever is stored. ``users``: whose desktops, on a server that is polled for all users.
+    ``force``: in full, whatever is stored. ``extra``: beside the polls at their interval, which stay where they are.
+    ``users``: whose desktops, on a server that is polled for all users.
     """
 
     kinds: tuple[Kind, ...]
     force: bool = False
+    extra: bool = False
     users: tuple[str, ...] = ()
 
 

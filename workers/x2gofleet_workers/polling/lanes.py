@@ -28,6 +28,7 @@ from x2gofleet_workers.polling.sections import (
     reference_request,
     slow_kinds,
     start_probe,
+    watches,
 )
 from x2gofleet_workers.polling.writer import SnapshotWriter
 from x2gofleet_workers.probe.reference import compare_with_reference
@@ -129,7 +130,8 @@ class Lane:
         with self._lock:
             begins()
             started = context.monotonic()
-            self._started.update(dict.fromkeys(order.kinds, started))
+            if not order.extra:
+                self._started.update(dict.fromkeys(order.kinds, started))
             context.progress.overdue.difference_update(order.kinds)
             try:
                 self._poll(order, report)
@@ -212,6 +214,9 @@ class Lane:
             self._channel_of = connection
             if self._role.owns_connection:
                 self._context.reference.new_probe()
+                if watches(self._context.target):
+                    notices, name = self._context.notices, self._context.target.id
+                    self._channel.on_unasked(lambda: notices.noticed(name))
         return self._channel
 
     def _end_probe(self) -> None:

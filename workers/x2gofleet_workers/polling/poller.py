@@ -15,7 +15,7 @@ from x2gofleet_workers.metrics import NO_METRICS, Condition, Metrics, StaleReaso
 from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling.backoff import Backoff
 from x2gofleet_workers.polling.connection import Connector, TargetConnection
-from x2gofleet_workers.polling.context import NotOwnerError, PollContext, Retries
+from x2gofleet_workers.polling.context import NO_NOTICES, Notices, NotOwnerError, PollContext, Retries
 from x2gofleet_workers.polling.exchange import PollOrder
 from x2gofleet_workers.polling.lanes import QUICK, SLOW, Lane, nothing
 from x2gofleet_workers.polling.reference import ReferenceCheck
@@ -38,6 +38,7 @@ class TargetPoller:
         logins_at_address: int = 1,
         metrics: Metrics = NO_METRICS,
         hints: Hints = NO_HINTS,
+        notices: Notices = NO_NOTICES,
         monotonic: Callable[[], float] = time.monotonic,
         backoff: Backoff | None = None,
     ) -> None:
@@ -50,6 +51,7 @@ class TargetPoller:
             logins_at_address=logins_at_address,
             metrics=metrics,
             hints=hints,
+            notices=notices,
             monotonic=monotonic,
             reference=ReferenceCheck(target, monotonic=monotonic),
         )
@@ -118,6 +120,10 @@ class TargetPoller:
     def poll_quick(self) -> PollReport:
         """Poll the quick kinds that are due."""
         return self._quick.poll(PollOrder(tuple(self._quick.due())))
+
+    def poll_noticed(self) -> PollReport:
+        """Poll the sessions, which the probe says have changed."""
+        return self._quick.poll(PollOrder((Kind.SESSIONS,), extra=True))
 
     def poll_slow(self) -> PollReport:
         """Poll the slow kinds that are due, where there is a connection."""

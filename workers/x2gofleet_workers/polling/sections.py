@@ -68,7 +68,9 @@ def request_for(
             sections += [SectionRequest(SectionKind.DESKTOPS, user=user) for user in users]
         else:
             sections.append(SectionRequest(SectionKind(kind.value)))
-    return _request(target, sections, deadline) if sections else None
+    # Each request that the resident probe answers asks for a notice: the last one decides.
+    watch = watches(target) and all(kind in quick_kinds(target) for kind in kinds)
+    return _request(target, sections, deadline, watch=watch) if sections else None
 
 
 def reference_request(target: Target, deadline: Deadline) -> Request:
@@ -76,9 +78,14 @@ def reference_request(target: Target, deadline: Deadline) -> Request:
     return _request(target, [SectionRequest(SectionKind.REFERENCE)], deadline)
 
 
-def _request(target: Target, sections: Sequence[SectionRequest], deadline: Deadline) -> Request:
+def watches(target: Target) -> bool:
+    """Whether the probe of a target sends notices of changes."""
+    return target.scope == "server" and target.notices
+
+
+def _request(target: Target, sections: Sequence[SectionRequest], deadline: Deadline, *, watch: bool = False) -> Request:
     seconds = min(MAX_SECONDS, max(1, int(deadline.left()) - _SECONDS_TO_ANSWER))
-    return Request(Scope(target.scope), tuple(sections), seconds)
+    return Request(Scope(target.scope), tuple(sections), seconds, watch)
 
 
 def exchange(channel: ProbeChannel, request: Request, deadline: Deadline) -> Iterator[Section]:

@@ -86,7 +86,8 @@ class AnswerDecoder:
     """Decodes the answer to one request as it arrives, and the notices before and after it.
 
     ``done`` is set when the answer is complete, with ``uid`` and ``host``. ``notices`` are the kinds that changed, by
-    the notices that came before or after the answer: feed what comes while no request is open, too.
+    the notices that came before or after the answer: feed what comes while no request is open, too. ``noticed`` is
+    set where one came after the answer.
 
     :param request: the request; send ``request_frame()``.
     :param after: the decoder of the request before it on the same channel, which is done. It gives its unfinished
@@ -102,6 +103,7 @@ class AnswerDecoder:
         self.uid = -1
         self.host = ""
         self.notices: list[SectionKind] = []
+        self.noticed = False
         self._frames: FrameDecoder = FrameDecoder(FROM_PROBE) if after is None else after._frames
         self._may_notice: bool = after is not None and after._may_notice
         self._waiting = deque(request.sections)
@@ -225,3 +227,4 @@ class AnswerDecoder:
             raise NotProven("expected a notice that sessions changed, got another")
         self._may_notice = False
         self.notices.append(SectionKind.SESSIONS)
+        self.noticed = self.done

@@ -5,7 +5,7 @@ Moves bytes between a command on the server and the decoders of the probe's prot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from typing import Protocol
 
@@ -32,6 +32,12 @@ class ByteChannel(Protocol):
     def receive(self, deadline: Deadline) -> bytes:
         """Return the next bytes of stdout, b"" at its end."""
 
+    def on_input(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called whenever stdout has something to read, its end included."""
+
+    def has_input(self) -> bool:
+        """Whether stdout has bytes to read."""
+
     def exit_status(self, deadline: Deadline) -> int:
         """Return the exit status, after the end of stdout."""
 
@@ -54,6 +60,7 @@ class ProbeChannel:
         self.hello = hello
         self.decoder: AnswerDecoder | None = None
         self.idle = True
+        self._unasked: Callable[[], None] | None = None
 
     @classmethod
     def greet(cls, channel: ByteChannel, user: str, deadline: Deadline, *, first_input: bytes = b"") -> ProbeChannel:
@@ -90,7 +97,24 @@ class ProbeChannel:
                 data = b""
             if decoder.uid != self.hello.uid:
                 raise NotProven(f"the probe greeted as uid {self.hello.uid} and answered as uid {decoder.uid}")
+            noticed = bool(self._received) or decoder.noticed
             self.idle = True
+        # What came while the answer was read called nobody.
+        if noticed or self._channel.has_input():
+            self._input()
+
+    def on_unasked(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called when the probe says something between answers, a notice or its end.
+
+        It may be called by the thread that reads the connection, more than once for one notice, and must not wait.
+        """
+        self._unasked = call
+        self._channel.on_input(self._input)
+
+    def _input(self) -> None:
+        call = self._unasked
+        if call is not None and self.idle:
+            call()
 
     def _receive(self, deadline: Deadline) -> bytes:
         data = self._channel.receive(deadline)
@@ -105,6 +129,7 @@ class ProbeChannel:
 
     def close(self) -> None:
         """End the probe: it reads end of input."""
+        self._unasked = None
         self._channel.close()
 
 

@@ -6,7 +6,8 @@ Knows nothing of what the bytes mean.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import paramiko
@@ -41,6 +42,18 @@ def bounded(sock: socket.socket, watch: DeadlineWatch, deadline: Deadline, failu
         if deadline.passed():
             raise deadline.exceeded() from exc
         raise ConnectionLost(f"{failure}: {describe(exc)}") from exc
+
+
+class _Signal(threading.Event):
+    """An event that paramiko sets when input comes or ends; it calls instead, each time."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        super().__init__()
+        self._call = call
+
+    def set(self) -> None:
+        """Call."""
+        self._call()
 
 
 class RunningCommand:
@@ -88,6 +101,17 @@ class RunningCommand:
                 raise deadline.exceeded()
             self._drain_stderr()
             return data
+
+    def on_input(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called whenever stdout has something to read, its end included, and now if it has already.
+
+        It is called by the thread that reads the connection, and must not wait for anything.
+        """
+        self._channel.in_buffer.set_event(_Signal(call))
+
+    def has_input(self) -> bool:
+        """Whether stdout has bytes to read."""
+        return self._channel.recv_ready()
 
     def exit_status(self, deadline: Deadline) -> int:
         """Return the status of a command whose stdout has ended, NO_STATUS where the server does not send one."""
