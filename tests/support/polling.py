@@ -160,6 +160,12 @@ class FakeBytes:
     def receive(self, deadline: Deadline) -> bytes:
         return self._output.pop(0) if self._output else b""
 
+    def on_input(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def has_input(self) -> bool:
+        return bool(self._output)
+
     def exit_status(self, deadline: Deadline) -> int:
         return 0
 

@@ -96,7 +96,6 @@ class Worker:
         self.schedule = Schedule(max_threads=max(_LEAST_THREADS, 2 * len(fleet.targets) + 4))
         self._notices = NoticePolls(
             self._run_noticed,
-            self._sessions_interval,
             self.schedule.once,
             pool=ThreadPoolExecutor(max(_LEAST_THREADS, len(fleet.targets)), thread_name_prefix="x2gofleet-notice"),
             metrics=metrics,
@@ -403,22 +402,14 @@ class Worker:
             self._connecting.submit(poller)
 
     def _run_noticed(self, name: str) -> None:
-        poller = self._poller(name)
+        with self._lock:
+            poller = self._pollers.get(name)
         if poller is None:
             return
         if poller.connected and poller.may_try():
             poller.poll_noticed()
         else:
             self._run_quick(poller)
-
-    def _poller(self, name: str) -> TargetPoller | None:
-        with self._lock:
-            return self._pollers.get(name)
-
-    def _sessions_interval(self, name: str) -> float | None:
-        """Return how often the sessions of an owned target are polled, in seconds; None for any other target."""
-        poller = self._poller(name)
-        return None if poller is None else poller.target.intervals[Kind.SESSIONS]
 
     def _run_slow(self, poller: TargetPoller) -> None:
         poller.poll_slow()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import replace
 
 import pytest
+from x2gofleet_workers.inventory import Target
 from x2gofleet_workers.polling.backoff import Backoff
 from x2gofleet_workers.polling.connection import RECYCLE_SECONDS
 from x2gofleet_workers.probe.protocol import ErrorCode, SectionKind
@@ -410,3 +412,48 @@ def test_a_poll_that_breaks_as_it_is_closed_is_no_failure(setup: PollingSetup) -
     report = setup.poller.poll_quick()
     assert report.errors
     assert (setup.store.failures, setup.retries.asked) == ([], [])
+
+
+# Notices
+
+
+def test_every_request_to_the_resident_probe_asks_for_a_notice(setup: PollingSetup) -> None:
+    for _ in range(4):
+        setup.poller.poll_quick()
+        setup.clock.now += 2.0
+    setup.poller.refresh((Kind.DESKTOPS,), "alice")
+    quick = [request.watch for request in setup.server.requests if request.sections[0].kind is not SectionKind.DESKTOPS]
+    slow = [request.watch for request in setup.server.requests if request.sections[0].kind is SectionKind.DESKTOPS]
+    assert (quick, slow) == ([True] * 4, [False])
+
+
+@pytest.mark.parametrize("target", [make_target("alice@ts01"), replace(make_target(), notices=False)])
+def test_no_notices_in_scope_user_nor_where_they_are_switched_off(target: Target) -> None:
+    setup = PollingSetup(target, backoff=steady())
+    setup.poller.poll_quick()
+    assert [request.watch for request in setup.server.requests] == [False]
+
+
+def test_what_the_probe_says_by_itself_is_a_notice_of_the_target() -> None:
+    noticed: list[str] = []
+
+    class Notices:
+        def noticed(self, target: str) -> None:
+            noticed.append(target)
+
+    setup = PollingSetup(backoff=steady(), notices=Notices())
+    setup.poller.poll_quick()
+    assert noticed == []
+    setup.connector.opened[0].probes[0].call()
+    assert noticed == ["ts01"]
+
+
+def test_a_poll_on_notice_asks_for_sessions_and_leaves_the_ticks_where_they_are(setup: PollingSetup) -> None:
+    setup.poller.poll_quick()
+    setup.clock.now += 1.0
+    setup.server.signature, setup.server.records = "2", [make_record(), make_record("bob-51-1_stDMATE_dp24", "bob")]
+    report = setup.poller.poll_noticed()
+    assert report.stored == [("ts01", Kind.SESSIONS)]
+    setup.clock.now += 1.0
+    setup.poller.poll_quick()
+    assert setup.asked()[1:] == [["sessions"], ["sessions"]]

@@ -1,4 +1,4 @@
-"""Polls on notice: at once while the allowance lasts, then one per interval, never two of a target at a time."""
+"""Polls on notice: at once while the allowance lasts, then two a second, never two of a target at a time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 from x2gofleet_workers.metrics import Metrics
-from x2gofleet_workers.polling.notices import BURST, NoticePolls
+from x2gofleet_workers.polling.notices import BURST, REFILL_SECONDS, NoticePolls
 
 from tests.support.clocks import ManualClock
-
-INTERVAL = 2.0
 
 
 class Pool(Executor):
@@ -50,13 +48,10 @@ class Setup:
 
     def __init__(self) -> None:
         self.clock, self.pool, self.metrics = ManualClock(), Pool(), Counted()
-        self.intervals = {"ts01": INTERVAL, "ts02": INTERVAL}
         self.polled: list[str] = []
         self.meanwhile: Callable[[], None] = lambda: None
         self.later: dict[str, tuple[float, Callable[[], None]]] = {}
-        self.polls = NoticePolls(
-            self._run, self.intervals.get, self._wait, pool=self.pool, metrics=self.metrics, monotonic=self.clock
-        )
+        self.polls = NoticePolls(self._run, self._wait, pool=self.pool, metrics=self.metrics, monotonic=self.clock)
 
     def _run(self, target: str) -> None:
         self.polled.append(target)
@@ -95,17 +90,17 @@ def test_a_notice_brings_a_poll_at_once(setup: Setup) -> None:
     assert (setup.work(), setup.later) == (["ts01"], {})
 
 
-def test_after_a_burst_of_four_there_is_one_poll_per_interval(setup: Setup) -> None:
+def test_after_a_burst_there_are_two_polls_a_second(setup: Setup) -> None:
     polled = []
     for _ in range(BURST):
         setup.polls.noticed("ts01")
         polled += setup.work()
-    assert polled == ["ts01"] * 4
+    assert polled == ["ts01"] * BURST
     for _ in range(3):
         setup.polls.noticed("ts01")
         assert setup.work() == []
-        assert setup.later["ts01/notice"][0] == pytest.approx(INTERVAL)
-        assert setup.advance(INTERVAL) == ["ts01"]
+        assert setup.later["ts01/notice"][0] == pytest.approx(REFILL_SECONDS)
+        assert setup.advance(REFILL_SECONDS) == ["ts01"]
 
 
 def test_one_that_toggles_for_an_hour_gets_no_more_than_its_allowance(setup: Setup) -> None:
@@ -113,7 +108,7 @@ def test_one_that_toggles_for_an_hour_gets_no_more_than_its_allowance(setup: Set
         setup.polls.noticed("ts01")
         setup.work()
         setup.advance(0.1)
-    assert len(setup.polled) == pytest.approx(BURST + 3600 / INTERVAL, abs=2)
+    assert len(setup.polled) == pytest.approx(BURST + 3600 / REFILL_SECONDS, abs=2)
     assert setup.metrics.notices == 36_000
 
 
@@ -121,7 +116,7 @@ def test_the_allowance_comes_back_while_nothing_is_noticed_and_never_above_a_bur
     for _ in range(BURST):
         setup.polls.noticed("ts01")
         setup.work()
-    setup.clock.now += 100 * INTERVAL
+    setup.clock.now += 100 * REFILL_SECONDS
     polled = []
     for _ in range(BURST + 2):
         setup.polls.noticed("ts01")
@@ -131,7 +126,7 @@ def test_the_allowance_comes_back_while_nothing_is_noticed_and_never_above_a_bur
 
 
 def test_one_target_does_not_use_up_what_another_is_allowed(setup: Setup) -> None:
-    for _ in range(10):
+    for _ in range(3 * BURST):
         setup.polls.noticed("ts01")
         setup.work()
     setup.polls.noticed("ts02")
@@ -171,12 +166,14 @@ def test_a_poll_that_raises_is_logged_and_the_next_notice_counts(
     assert setup.work() == ["ts01"]
 
 
-def test_a_target_that_is_not_polled_here_is_let_go(setup: Setup) -> None:
-    setup.polls.noticed("gone")
-    setup.intervals["gone"] = INTERVAL
-    assert setup.work() == []
-    setup.polls.noticed("gone")
-    assert setup.work() == ["gone"]
+def test_what_is_known_of_a_target_is_forgotten_with_it(setup: Setup) -> None:
+    for _ in range(BURST + 1):
+        setup.polls.noticed("ts01")
+        setup.work()
+    del setup.later["ts01/notice"]
+    setup.polls.forget("ts01")
+    setup.polls.noticed("ts01")
+    assert setup.work() == ["ts01"]
 
 
 def test_no_thread_left_is_no_end_of_notices(setup: Setup) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 from x2gofleet_workers.probe.delivery import first_input
-from x2gofleet_workers.probe.encoding import encode_done, encode_section
+from x2gofleet_workers.probe.encoding import encode_done, encode_notice, encode_section
 from x2gofleet_workers.probe.hello import MAX_NOISE_BYTES, Hello
 from x2gofleet_workers.probe.protocol import AnswerDecoder, Request, Scope, Section, SectionKind, SectionRequest
 from x2gofleet_workers.ssh import Deadline, ProbeChannel
@@ -38,6 +38,12 @@ class FakeBytes:
 
     def receive(self, deadline: Deadline) -> bytes:
         return self._pieces.pop(0) if self._pieces else b""
+
+    def on_input(self, call: Callable[[], None]) -> None:
+        self.arrives = call
+
+    def has_input(self) -> bool:
+        return bool(self._pieces)
 
     def exit_status(self, deadline: Deadline) -> int:
         return self._status
@@ -144,3 +150,58 @@ def test_closing_closes_the_command() -> None:
     probe, fake = greeted(HELLO.encode())
     probe.close()
     assert fake.closed
+
+
+WATCHED = Request(Scope.SERVER, REQUEST.sections, REQUEST.seconds, watch=True)
+
+
+def watched(probe: ProbeChannel) -> list[Section]:
+    decoder = AnswerDecoder(WATCHED, after=probe.decoder)
+    return list(probe.exchange(decoder, Deadline(9)))
+
+
+def test_what_comes_between_answers_calls_and_what_belongs_to_an_answer_does_not() -> None:
+    probe, fake = greeted(HELLO.encode(), answer(1), answer(2))
+    calls: list[str] = []
+    probe.on_unasked(lambda: calls.append("called"))
+    fake.arrives()
+    assert calls == ["called"]
+    decoder = AnswerDecoder(WATCHED, after=probe.decoder)
+    sections = probe.exchange(decoder, Deadline(9))
+    next(sections)
+    fake.arrives()
+    assert calls == ["called"]
+    assert list(sections) == []
+
+
+def test_a_notice_that_comes_with_the_end_of_an_answer_calls_after_it() -> None:
+    probe, _ = greeted(HELLO.encode(), answer(1) + encode_notice())
+    calls: list[bool] = []
+    probe.on_unasked(lambda: calls.append(probe.idle))
+    assert watched(probe) == [LOAD]
+    assert calls == [True]
+
+
+def test_what_came_while_an_answer_was_read_calls_after_it() -> None:
+    probe, _ = greeted(HELLO.encode(), answer(1), encode_notice())
+    calls: list[bool] = []
+    probe.on_unasked(lambda: calls.append(probe.idle))
+    assert watched(probe) == [LOAD]
+    assert calls == [True]
+
+
+def test_an_answer_alone_calls_nobody() -> None:
+    probe, _ = greeted(HELLO.encode(), answer(1))
+    calls: list[bool] = []
+    probe.on_unasked(lambda: calls.append(probe.idle))
+    watched(probe)
+    assert calls == []
+
+
+def test_a_closed_probe_calls_nobody() -> None:
+    probe, fake = greeted(HELLO.encode())
+    calls: list[bool] = []
+    probe.on_unasked(lambda: calls.append(True))
+    probe.close()
+    fake.arrives()
+    assert calls == []
