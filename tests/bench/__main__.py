@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from tests.bench import bench_broker, bench_lookup, bench_mirror, bench_parsing, bench_probe, bench_worker
+from tests.bench import (
+    bench_broker,
+    bench_lookup,
+    bench_mirror,
+    bench_notices,
+    bench_parsing,
+    bench_probe,
+    bench_worker,
+)
 
 
 def main() -> None:
     """Print one table."""
     print(f"{'what':60} {'ratio':>8}  {'baseline':58} goal")
-    for module in (bench_parsing, bench_lookup, bench_mirror, bench_probe, bench_broker, bench_worker):
+    for module in (bench_parsing, bench_lookup, bench_mirror, bench_probe, bench_notices, bench_broker, bench_worker):
         for what, baseline, ratio, goal in module.run():
             print(f"{what:60} {ratio:8.3f}  {baseline:58} {goal}", flush=True)
 
