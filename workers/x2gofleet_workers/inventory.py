@@ -1,4 +1,4 @@
-"""inventory: fleet.toml, and what it imports -> a validated Fleet; errors say file, line, key, reason and mend.
+"""inventory: fleet.toml, and what it imports -> a validated Fleet; errors say file, line, key, reason and remedy.
 
 A target is one SSH login that is polled. A server of scope ``server`` is one target, named by its id; a profile or
 server of scope ``user`` makes targets ``user@server``.
