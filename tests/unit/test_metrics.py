@@ -305,7 +305,7 @@ def test_the_document_has_each_alert_with_what_to_do() -> None:
 def test_the_document_names_every_value_of_the_labels() -> None:
     text = DOCUMENT.read_text(encoding="utf-8").partition("## Every metric")[2].partition("|")[0]
     values = (Result, LaneName, Condition, Operation, RefreshAnswer, StaleReason, Check)
-    for value in (*Kind, *REFUSALS, *(value for each in values for value in get_args(each))):
+    for value in (*Kind, *REFUSALS, *Agreement, *(value for each in values for value in get_args(each))):
         assert re.search(rf"\b{value}\b", text), value
 
 

@@ -599,7 +599,7 @@ sub counts {
     my @others = grep { $_->[0] ne $host } @{ $found->{others} };
     my $count  = 0;
     $count += $_->[1] for @others;
-    my $shown = join ',', map { my $name = substr $_->[0], 0, 64; $name =~ s/[^!-+.-~]/?/g; $name } splice @others, 0, 200;
+    my $shown = join ',', map { my $name = substr $_->[0], 0, 64; $name =~ s/[^!-+\--~]/?/g; $name } splice @others, 0, 200;
     return (records => scalar @{ $found->{packed} }, others => $count, other_hosts => $shown);
 }
 
