@@ -20,8 +20,8 @@ use constant {
     MAX_TEXT_BYTES       => 1_048_576,
     FRAME_BYTES          => 65_536,
     MAX_ANSWER_BYTES     => 64 * 1_048_576,
-    MAX_RECORDS          => 200_000,
-    MAX_COLUMN_BYTES     => 1024,
+    MAX_RECORDS          => 40_000,
+    SHORTENED_BYTES      => 80,
     MAX_STATE_BYTES      => 32,
     LIFE_SECONDS         => 7200,
     LOOK_SECONDS         => 0.1,
@@ -242,6 +242,15 @@ sub base_signature {
 my @COLUMNS = qw(session_id uname server status display init_time last_time cookie client agent_pid gr_port sound_port
     fs_port tekictrl_port tekidata_port);
 
+# How long a column may be: no less than X2Go and the name service allow, and so little that MAX_RECORDS of them fit into
+# an answer.
+my %MOST_BYTES = (session_id => 512, uname => 256, server => 256, client => 256, cookie => 64, path => 768, creator_id => 128);
+
+sub most_bytes { return $MOST_BYTES{ $_[0] } || 24 }
+
+my @MOUNT_LIMITS   = map { most_bytes($_) } qw(session_id client path);
+my @SESSION_LIMITS = map { most_bytes($_) } @COLUMNS, qw(age creator_id uname state);
+
 sub code_of_sqlite {
     my ($text) = @_;
     return 'locked'      if $text =~ /locked|busy/i;
@@ -253,7 +262,7 @@ sub code_of_sqlite {
 
 sub sqlite_queries {
     my ($handle, $what, $host) = @_;
-    my $bytes = sub { "substr(cast($_[0] as blob), 1, " . (MAX_COLUMN_BYTES + 1) . ')' };
+    my $bytes = sub { my ($name) = $_[0] =~ /(\w+)\z/; "substr(cast($_[0] as blob), 1, " . (most_bytes($name) + 1) . ')' };
     my $limit = 'limit ' . (MAX_RECORDS + 1);
     if ($what eq 'mounts') {
         my $columns = join ', ', map { $bytes->("m.$_") } qw(session_id client path);
@@ -392,7 +401,7 @@ sub postgres_handle {
 sub postgres_query {
     my ($config, $what, $host) = @_;
     my $handle = postgres_handle($config);
-    my $bytes  = sub { "substr($_[0]::text, 1, " . (MAX_COLUMN_BYTES + 1) . ')' };
+    my $bytes  = sub { my ($name) = $_[0] =~ /(\w+)\z/; "substr($_[0]::text, 1, " . (most_bytes($name) + 1) . ')' };
     my $limit  = 'limit ' . (MAX_RECORDS + 1);
     my ($rows, $others) = ([], []);
     $handle->do('begin transaction isolation level repeatable read, read only; '
@@ -455,16 +464,12 @@ sub rows_of {
     return ($rows, $others);
 }
 
+# A record with a column that is too long is not served: what is left of it is for a message.
 sub packed_record {
-    my @columns = @_;
-    my $cut = '';
-    # Most records are short as a whole.
-    if (length(join '', @columns) > MAX_COLUMN_BYTES) {
-        my @long = grep { length $columns[$_] > MAX_COLUMN_BYTES } 0 .. $#columns;
-        $columns[$_] = substr $columns[$_], 0, MAX_COLUMN_BYTES for @long;
-        $cut = join ',', map { $_ + 1 } @long;
-    }
-    return pack '(N/a*)*', $cut, @columns;
+    my ($limits, @columns) = @_;
+    my @long = grep { length $columns[$_] > $limits->[$_] } 0 .. $#columns;
+    return pack '(N/a*)*', '', @columns unless @long;
+    return pack '(N/a*)*', join(',', map { $_ + 1 } @long), map { substr $_, 0, SHORTENED_BYTES } @columns;
 }
 
 # --- the reader: agents' states and owners
@@ -582,10 +587,10 @@ sub session_records {
             if ($path ne '') { push @paths, $path; push @signatures, $signature }
         }
         push @column, $status eq 'F' ? '' : foreign_agent($pid, $session, $user), $state;
-        push @packed, packed_record(@column);
+        push @packed, packed_record(\@SESSION_LIMITS, @column);
         next unless $comparable;
         $column[15] = '';
-        push @ageless, packed_record(@column);
+        push @ageless, packed_record(\@SESSION_LIMITS, @column);
     }
     my @safe = map { [ $_->[0], $_->[1] ] } $comparable ? @$rows : ();
     return {
@@ -663,7 +668,7 @@ sub section_mounts {
     my $host   = host_name();
     my $config = configuration();
     my ($rows) = rows_of($config, 'mounts', $host);
-    my @packed = map { packed_record(map { defined $_ ? $_ : '' } @$_) } @$rows;
+    my @packed = map { packed_record(\@MOUNT_LIMITS, map { defined $_ ? $_ : '' } @$_) } @$rows;
     return ([backend => $config->{backend}, host => $host], \@packed, '', words(status => 'ok', records => scalar @packed));
 }
 
