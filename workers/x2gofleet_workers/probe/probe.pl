@@ -375,7 +375,7 @@ sub sqlite_rows {
     return read_with_lock($path, $what, $host);
 }
 
-my ($postgres, $postgres_key) = (undef, '');
+my ($postgres, $postgres_key, $postgres_is_utf8) = (undef, '', 0);
 
 my %CODE_OF_STATE = (
     '42501' => 'pg_permission', '42P01' => 'schema', '42703' => 'schema', '55P03' => 'pg_timeout', '57014' => 'pg_timeout',
@@ -414,7 +414,8 @@ sub postgres_handle {
     my $source = "dbi:Pg:dbname=x2go_sessions;host=$config->{host};port=$config->{port};sslmode=$config->{ssl}";
     $postgres = DBI->connect($source, 'x2godbuser', postgres_password(),
         { RaiseError => 1, PrintError => 0, PrintWarn => 0, AutoCommit => 1, pg_enable_utf8 => 0, pg_server_prepare => 0 });
-    $postgres_key = $key;
+    $postgres_key     = $key;
+    $postgres_is_utf8 = ($postgres->selectrow_array('show client_encoding'))[0] eq 'UTF8';
     return $postgres;
 }
 
@@ -423,6 +424,18 @@ sub is_creator {
     my ($creator, $user, $session) = @_;
     return 1 if $creator eq 'x2godbuser';
     return grep { $creator eq substr "x2gouser_$_", 0, MAX_ROLE_BYTES } $user, agent_user($session, $user);
+}
+
+# The columns of a line as X2Go's commands print it. Those write and read characters, each of which stands for one byte;
+# a line that holds any other character is printed in UTF-8.
+sub as_printed {
+    my @columns = @_;
+    return @columns unless $postgres_is_utf8 && grep { defined && /[^\0-\x7f]/ } @columns;
+    my @printed = @columns;
+    for my $column (grep { defined } @printed) {
+        return @columns unless utf8::decode($column) && utf8::downgrade($column, 1);
+    }
+    return @printed;
 }
 
 sub postgres_query {
@@ -438,7 +451,7 @@ sub postgres_query {
         my $columns = join ', ', map { $bytes->($_) } qw(m.session_id m.client m.path s.uname s.creator_id);
         $rows = $handle->selectall_arrayref("select $columns from mounts m join sessions s on s.session_id = m.session_id "
                 . "and s.creator_id = m.creator_id where s.server = ? order by m.session_id, m.path $limit", undef, $host);
-        $rows = [ map { [ @$_[0 .. 2] ] } grep { is_creator(@$_[4, 3, 0]) } @$rows ];
+        $rows = [ map { [ $_->[0], as_printed(@$_[1, 2]) ] } grep { is_creator(@$_[4, 3, 0]) } @$rows ];
     } else {
         my $columns = join ', ', map { /_time$/ ? qq{to_char($_, 'YYYY-MM-DD"T"HH24:MI:SS')} : $bytes->($_) } @COLUMNS;
         $rows = $handle->selectall_arrayref(
@@ -446,6 +459,7 @@ sub postgres_query {
             "select $columns, case when isfinite(init_time) then floor(extract(epoch from now() - init_time))::bigint end, "
                 . $bytes->('creator_id')
                 . " from sessions where server = ? order by status desc, session_id $limit", undef, $host);
+        @$_[0 .. $#COLUMNS] = as_printed(@$_[0 .. $#COLUMNS]) for @$rows;
         $others = $handle->selectall_arrayref(
             'select ' . $bytes->('server') . ', count(*) from sessions group by 1 order by 2 desc limit 200')
             unless @$rows;
