@@ -47,7 +47,9 @@ def poll_farm(farm: PostgresFarm, poll: PollFactory) -> Callable[..., PolledFlee
 
     def start(**settings: object) -> PolledFleet:
         polled = poll(farm.servers, **{"login": PATIENT, "intervals": RARELY, **settings})
-        polled.wait_until(lambda: polled.cache.is_cached(PROFILE), "the first snapshots", seconds=60)
+        polled.wait_until(
+            lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshots", seconds=60
+        )
         return polled
 
     return start
@@ -284,7 +286,7 @@ def test_a_failing_database_is_a_failure_for_a_user_s_own_login_too(
     farm.insert_mount("ts01", "alice", name, "10.1.2.3", "/home/alice/media")
     profiles = {PROFILE: {"servers": ["ts01"], "user": "alice"}}
     polled = poll({"ts01": farm.servers["ts01"]}, profiles=profiles, login=PATIENT, intervals=RARELY)
-    polled.wait_until(lambda: polled.cache.is_cached(PROFILE), "the first snapshot", seconds=60)
+    polled.wait_until(lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshot", seconds=60)
     begin, cause = USER_FAULTS[fault]
 
     with begin(farm):

@@ -69,9 +69,14 @@ def reference(probe: DirectProbe) -> Section:
 
 @pytest.mark.parametrize("telekinesis", [False, True], ids=["14 fields", "16 fields"])
 def test_rows_in_every_state_equal_x2go_s_listing(
-    farm: PostgresFarm, server: RealX2GoServer, probe: DirectProbe, telekinesis: bool
+    farm: PostgresFarm,
+    server: RealX2GoServer,
+    probe: DirectProbe,
+    request: pytest.FixtureRequest,
+    telekinesis: bool,
 ) -> None:
     farm.set_telekinesis(server, telekinesis)
+    request.addfinalizer(lambda: farm.set_telekinesis(server, False))
     made = {
         "running": farm.create_session("ts01", "alice"),
         "starting": farm.create_session("ts01", "bob", started=False),
@@ -91,7 +96,6 @@ def test_rows_in_every_state_equal_x2go_s_listing(
     assert (found.rejected_rows, found.notes) == (0, ())
     assert {line.count(b"|") + 1 for line in found.stdout.splitlines()} == {16 if telekinesis else 14}
     assert compare_with_reference(reference(probe)).agreement is Agreement.EQUAL
-    farm.set_telekinesis(server, False)
 
 
 @pytest.mark.parametrize("client", ["10.1.2.3", "10.1.2.0/24", "fd00::7", "fd00::/64"])
