@@ -7,7 +7,7 @@ FleetError
 ├── UnknownProfile          the published inventory has no profile of that name
 ├── NoServerAvailable       every server of a profile is down or drained
 ├── RefreshFailed           update() could not get a new snapshot of every server
-├── InventoryError          fleet.toml (or an import) can't be used: file, line, key, reason, mend
+├── InventoryError          fleet.toml (or an import) can't be used: file, line, key, reason, remedy
 └── PollError               one poll of one target failed; nothing of it is stored
     ├── OutageError         passes by itself: retried within seconds
     │   ├── Unreachable     no TCP connection, or no SSH banner
@@ -20,11 +20,11 @@ FleetError
     │   ├── HostKeyUnknown  known_hosts has no key for the address; no authentication was tried
     │   ├── AuthenticationFailed  the server refused the key
     │   ├── NotPermitted    the login may not list what its scope asks for
-    │   ├── CommandMissing  the server has no such X2Go command
-    │   └── HostNameChanged all session records carry another host name than the server's
+    │   ├── CommandMissing  a program that a poll needs is not on the server
+    │   └── HostNameChanged the server has another host name than its sessions, or than fleet.toml says
     └── ProofError          an answer came that can't be believed
         ├── NotProven       the answer's frame, user or proof is missing or wrong
-        └── ListingFailed   the command failed, or printed an error where rows belong
+        └── ListingFailed   the database can't be read, or a command failed or printed an error where rows belong
 """
 
 from enum import StrEnum
@@ -46,7 +46,7 @@ def _unpickled(cls: type[FleetError], args: tuple[Any, ...], attributes: dict[st
 
 
 class Unavailable(StrEnum):
-    """Why Redis could not be asked, for programs; docs/redis.md says what each means and how to mend it."""
+    """Why Redis could not be asked, for programs; docs/redis.md says what each means and how to fix it."""
 
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
@@ -113,7 +113,7 @@ class RefreshFailed(FleetError):
 
 
 class InventoryError(FleetError):
-    """An inventory file can't be used; says file, line, key, reason and how to mend it."""
+    """An inventory file can't be used; says file, line, key, reason and how to fix it."""
 
     def __init__(self, path: str, reason: str, *, line: int | None = None, key: str = "", mend: str = "") -> None:
         self.path, self.line, self.key, self.reason, self.mend = path, line, key, reason, mend
@@ -177,11 +177,11 @@ class NotPermitted(SetupError):
 
 
 class CommandMissing(SetupError):
-    """The server lacks an X2Go command that a poll needs."""
+    """A program that a poll needs is not on the server: x2goserver, perl, a database driver, sudo or the probe."""
 
 
 class HostNameChanged(SetupError):
-    """All session records of the server carry another host name than the server has now."""
+    """The server has another host name than its sessions' records, or than fleet.toml says."""
 
 
 class ProofError(PollError):
@@ -193,4 +193,4 @@ class NotProven(ProofError):
 
 
 class ListingFailed(ProofError):
-    """The listing command failed, or printed something else where rows belong."""
+    """The session database can't be read, or a command failed or printed something else where rows belong."""

@@ -1,4 +1,4 @@
-"""From a change on a real X2Go server to 20 mirrors in 20 processes: with notices, and by polls at the interval alone."""
+"""From a change on a real X2Go server to 20 mirrors in 20 processes: with notices, and by polls alone."""
 
 from __future__ import annotations
 

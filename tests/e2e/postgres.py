@@ -276,6 +276,24 @@ class PostgresServer:
         )
         return [(row[0] or "", row[1] or "", row[2] or "") for row in found]
 
+    def end_backends(self, role: str) -> None:
+        """Cut every connection that a role has now."""
+        self.sql("select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = $1", (role,))
+
+    @contextlib.contextmanager
+    def cut_connections(self, role: str, *, seconds: float = 0.2) -> Iterator[None]:
+        """While this lasts every connection of the role is cut again and again, after random times up to `seconds`."""
+
+        def cut(end: threading.Event) -> None:
+            with self.connect() as connection:
+                while not end.wait(random.uniform(0, seconds)):
+                    connection.query(
+                        "select pg_terminate_backend(pid) from pg_stat_activity where usename = $1", (role,)
+                    )
+
+        with _in_background(cut):
+            yield
+
     def _create_cluster(self) -> None:
         directory = Path(tempfile.mkdtemp(prefix="x2gofleet-postgres-"))
         self._directory = directory

@@ -140,9 +140,9 @@ class PostgresFarm:
         self.servers[server].change_status(user, session, "F")
 
     def delete_session(self, session: str) -> None:
-        """Delete a session's row, past X2Go."""
-        self.database.sql("delete from mounts where session_id = $1", (session,))
-        self.database.sql("delete from sessions where session_id = $1", (session,))
+        """Delete a session's row, as X2Go's root does: its rules stop every other role, superusers included."""
+        for table in ("mounts", "sessions"):
+            self.sql(f"delete from {table} where session_id = $1", session, role=ADMIN_ROLE)
 
     def insert_mount(self, server: str, user: str, session: str, client: str, path: str) -> None:
         """Record a shared folder as x2gomountdirs does; nothing is mounted."""

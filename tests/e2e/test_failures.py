@@ -254,7 +254,7 @@ class Missing:
     "missing",
     [
         Missing(LIST_ALL, "x2golistsessions_root could not be run", "install x2goserver on the server"),
-        Missing("/usr/bin/perl", "the login could not start the probe", "install the probe"),
+        Missing("/usr/bin/perl", "the login could not start the probe", "install perl on the server"),
     ],
     ids=lambda missing: missing.command.rpartition("/")[2],
 )

@@ -127,6 +127,15 @@ def many_records(server: RealX2GoServer) -> None:
     forge(server, *(record(1000 + n, status="?" if n % 2 else "R", cookie="c" * 600) for n in range(6000)))
 
 
+def records_as_large_as_can_be(server: RealX2GoServer) -> None:
+    columns = ("uname", "status", "client", "cookie", "agent_pid", "gr_port", "sound_port", "fs_port")
+    wide = dict.fromkeys(columns, "c" * 1024)
+    for first in range(10_000, 18_000, 200):
+        numbers = range(first, first + 200)
+        forge(server, *(record(number, session_id=f"{number}{'c' * 1024}", **wide) for number in numbers))
+        forge(server, *(record(10_000 + n, session_id=f"mallory-{n}-{'9' * 480}", client="d" * 250) for n in numbers))
+
+
 def records_of_other_hosts(server: RealX2GoServer) -> None:
     server.run([f"{X2GO_LIB}/x2goinsertsession", "67", "elsewhere", "mallory-67-1763800000_stDMATE_dp24"], "mallory")
     forge(server, *(record(200 + n, server=f"ts{n:02}") for n in range(50)))
@@ -165,6 +174,7 @@ ATTACKS: tuple[Attack, ...] = (
     many_state_files,
     long_columns,
     many_records,
+    records_as_large_as_can_be,
     records_of_other_hosts,
     absurd_numbers,
     unprintable_names,

@@ -258,6 +258,23 @@ def test_configurations_as_x2go_reads_them(server: RealX2GoServer, probe: Direct
     assert probe.names() == {first}
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("ts-01", "ts-01"), ("old_ts.example.org", "old_ts.example.org"), ("a,b c", "a?b?c"), ("t\u00e4st", "t??st")],
+)
+def test_names_of_other_hosts_come_as_they_are_where_a_host_can_have_them(
+    server: RealX2GoServer, probe: DirectProbe, name: str, shown: str
+) -> None:
+    """By these a renamed server is recognized."""
+    server.insert_session("alice", 50)
+    with closing(sqlite3.connect(server.database)) as connection, connection:
+        connection.execute("update sessions set server = ?", (name,))
+
+    section = probe.sessions()
+
+    assert (section.records, section.others, section.other_hosts) == ((), 1, (shown,))
+
+
 def test_as_another_user_than_root_nothing_is_listed(server: RealX2GoServer) -> None:
     server.insert_session("alice", 50)
     with DirectProbe(server, user="alice") as probe:

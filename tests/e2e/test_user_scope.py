@@ -108,7 +108,7 @@ def test_an_unreadable_database_is_a_failure_and_never_no_sessions(
     polled = poll_as_alice(poll, server, ttls={"sessions": 4})
     mounts = polled.next_snapshot("mounts", username="alice").stdout
     assert mounts
-    assert names(polled) == {name}
+    polled.wait_until(lambda: names(polled) == {name}, "the session")
 
     server.make_database_unreadable(how)
     # Other kinds may fail before sessions do: a locked database takes its time.

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from x2gofleet_workers.hints import NO_HINTS
 from x2gofleet_workers.inventory import Target, parse_inventory
-from x2gofleet_workers.metrics import LaneName
+from x2gofleet_workers.metrics import NO_METRICS, LaneName
+from x2gofleet_workers.polling.context import PollContext
 from x2gofleet_workers.polling.poller import TargetPoller
+from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.probe.encoding import encode_done, encode_section
 from x2gofleet_workers.probe.frames import TO_PROBE, FrameDecoder
 from x2gofleet_workers.probe.hello import Hello
@@ -326,6 +329,23 @@ class FakeRetries:
 
     def retry(self, target: str, lane: LaneName, delay_seconds: float) -> None:
         self.asked.append((lane, delay_seconds))
+
+
+def make_context(name: str = "ts01", **more: Any) -> tuple[PollContext, ManualClock]:
+    """Return what the parts of one target's polling share, all of it made up, and its clock at 1000 s."""
+    clock, target = ManualClock(), make_target(name)
+    context: dict[str, Any] = {
+        "target": target,
+        "store": FakeStore(clock),
+        "ownership": FakeOwnership(),
+        "retries": FakeRetries(),
+        "metrics": NO_METRICS,
+        "hints": NO_HINTS,
+        "monotonic": clock,
+        "reference": ReferenceCheck(target, monotonic=clock),
+        **more,
+    }
+    return PollContext(**context), clock
 
 
 class PollingSetup:

@@ -247,6 +247,12 @@ def test_the_version_stays_where_nothing_differs_but_places_of_keys(same: str) -
     assert published(same).version == published(ONE).version != ""
 
 
+def test_the_version_is_that_of_workers_that_know_no_listing() -> None:
+    """Workers of two versions with the same file must not take each other's inventory for another one."""
+    assert published(ONE).version == published(ONE + 'listing = "records"\n').version == "300cf0177cc5aab1"
+    assert published(ONE + 'listing = "command"\n').version != "300cf0177cc5aab1"
+
+
 # What is wrong
 
 LOGIN = 'user = "root"\nkey_file = "k"\nknown_hosts = "h"\n'

@@ -133,6 +133,8 @@ def test_each_event_counts_in_its_place(metrics: PrometheusMetrics) -> None:
         lambda: metrics.write_refused(Outcome.LOST): {"x2gofleet_refused_writes_total{lost}": 1},
         metrics.lease_lost: {"x2gofleet_lease_losses_total": 1},
         redis_call: {"x2gofleet_redis_seconds_count{renew}": 1},
+        metrics.noticed: {"x2gofleet_notices_total": 1},
+        lambda: metrics.polled_on_notice(0.2): {"x2gofleet_notice_seconds_count": 1},
         metrics.refresh_asked: {"x2gofleet_refresh_requests_total": 1},
         metrics.refresh_polled: {"x2gofleet_refresh_polls_total": 1},
         lambda: metrics.refresh_answered("failed", 3): {"x2gofleet_refresh_answers_total{failed}": 3},
@@ -305,7 +307,7 @@ def test_the_document_has_each_alert_with_what_to_do() -> None:
 def test_the_document_names_every_value_of_the_labels() -> None:
     text = DOCUMENT.read_text(encoding="utf-8").partition("## Every metric")[2].partition("|")[0]
     values = (Result, LaneName, Condition, Operation, RefreshAnswer, StaleReason, Check)
-    for value in (*Kind, *REFUSALS, *(value for each in values for value in get_args(each))):
+    for value in (*Kind, *REFUSALS, *Agreement, *(value for each in values for value in get_args(each))):
         assert re.search(rf"\b{value}\b", text), value
 
 

@@ -12,7 +12,7 @@ from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.snapshot import SCHEMA_VERSION, Snapshot
-from x2gofleet.store import Outcome
+from x2gofleet.store import Outcome, Store
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="utf-8")
 LUA = Path(x2gofleet.__file__).parent / "lua"
@@ -52,12 +52,17 @@ def test_it_names_every_key_and_no_other() -> None:
 def test_it_names_every_field_of_a_snapshot_and_no_other() -> None:
     read = set(re.findall(r'fields\[b"(\w+)"\]', inspect.getsource(Snapshot.from_hash)))
     assert len(read) == 12
-    assert first_cells(section("A snapshot")) == read
+    written = set(re.findall(r'\*\("(\w+)",', inspect.getsource(Store.store)))
+    script = code(LUA / "store.lua").partition("redis.call('HSET', KEYS[2],")[2].partition("unpack")[0]
+    written |= set(re.findall(r"'(\w+)',", script))
+    assert read < written
+    assert first_cells(section("A snapshot")) == written
 
 
 def test_it_names_every_field_of_a_state_and_no_other() -> None:
     written = {what for script in LUA.glob("*.lua") for what in re.findall(r"kind \.\. '\.(\w+)'", script.read_text())}
     assert first_cells(section("A state")) == written
+    assert "`host_name`" in section("A state")
 
 
 def test_it_names_every_script_and_outcome() -> None:

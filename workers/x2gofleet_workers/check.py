@@ -1,4 +1,4 @@
-"""check: tries every target once, as a worker would, and says what is wrong and how to mend it."""
+"""check: tries every target once, as a worker would, and says what is wrong and how to fix it."""
 
 from __future__ import annotations
 

@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     health.add_arguments(healthcheck)
     healthcheck.set_defaults(run=_healthcheck)
 
-    check = commands.add_parser("check", help="try every target once and say what is wrong")
+    check = commands.add_parser(
+        "check", help="try every target once, compare with X2Go's own query, and say what is wrong"
+    )
     _add_inventory(check)
     check.set_defaults(run=_check)
 

@@ -2,7 +2,7 @@
 
 x2gobroker's session profiles and the sessions file of X2Go Client are INI files that their own readers take with a
 shrug: a key in the wrong case, a port they can't read, a comment behind a value lead to another server than was meant,
-and nothing is said. Here each of these is an InventoryError with file, line, key, reason and mend; what is accepted
+and nothing is said. Here each of these is an InventoryError with file, line, key, reason and remedy; what is accepted
 means what x2gobroker 0.0.4.3 and python-x2go 0.6.1.3 read.
 """
 
@@ -395,7 +395,7 @@ class _IniFile:
             self._refuse("", exc.lineno, "there is no [section] before it", "begin a profile: [id]")
         except configparser.ParsingError as exc:
             line = exc.errors[0][0] if exc.errors else None
-            self._refuse("", line, "it is neither [section] nor key=value", "mend it, or make it a comment by a #")
+            self._refuse("", line, "it is neither [section] nor key=value", "correct it, or make it a comment by a #")
         for section in self.sections():
             if not section.strip() or section != section.strip() or not section.isprintable():
                 self.fail(
@@ -407,7 +407,7 @@ class _IniFile:
         try:
             raw = Path(self.path).read_bytes()
         except FileNotFoundError:
-            self._refuse("", None, "there is no such file", "mend [import] in the inventory, or put the file there")
+            self._refuse("", None, "there is no such file", "correct [import] in the inventory, or put the file there")
         except OSError as exc:
             mend = f"see that it is a file that uid {os.getuid()} may read"
             self._refuse("", None, f"it can't be read: {exc.strerror or exc}", mend)

@@ -1,4 +1,4 @@
-"""inventory: fleet.toml, and what it imports -> a validated Fleet; errors say file, line, key, reason and mend.
+"""inventory: fleet.toml, and what it imports -> a validated Fleet; errors say file, line, key, reason and remedy.
 
 A target is one SSH login that is polled. A server of scope ``server`` is one target, named by its id; a profile or
 server of scope ``user`` makes targets ``user@server``.
@@ -114,11 +114,13 @@ class Fleet:
         return PublishedFleet(fleet.servers, fleet.targets, fleet.profiles, self._digest(fleet))
 
     def _digest(self, published: PublishedFleet) -> str:
-        # Without the paths of keys, which differ from one machine to another.
+        # Without the paths of keys, which differ from one machine to another. `listing` only where it is set: workers
+        # of versions without it must come to the same digest for the same file.
         polled = [
             (
                 *(target.id, target.endpoint.host, target.endpoint.port, target.endpoint.user, target.command),
-                *(target.listing, target.notices),
+                *((target.listing,) if target.listing != "records" else ()),
+                *(() if target.notices else ("no notices",)),
                 *(target.hostname, target.deadline_seconds, target.sessions_interval_chosen),
                 *(target.intervals[kind] for kind in Kind),
                 *(target.ttls[kind] for kind in Kind),

@@ -167,7 +167,7 @@ class PrometheusMetrics(Metrics):
         )
         rejected = Counter(
             "x2gofleet_rejected_rows_total",
-            "Rows of listings that were left out as no genuine ones, anew with each full listing.",
+            "Rows of listings that were left out as not genuine, counted anew at each full listing.",
             ["kind"],
             registry=registry,
         )

@@ -64,7 +64,7 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
-    """Why no profile of the fleet can answer for a broker's profile, and how to mend it."""
+    """Why no profile of the fleet can answer for a broker's profile, and how to fix it."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""tls: PEM files -> a TLS context that verifies; what goes wrong in a handshake -> words that say how to mend it."""
+"""tls: PEM files -> a TLS context that verifies; what goes wrong in a handshake -> words that say how to fix it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _why(exc: OSError) -> str:
 
 
 def tls_failure(exc: ssl.SSLError, place: str, host: str) -> str:
-    """Return what a failed TLS handshake with ``place`` means, and how to mend it."""
+    """Return what a failed TLS handshake with ``place`` means, and how to fix it."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return _certificate_failure(exc, place, host)
     reason = (exc.reason or str(exc)).lower().replace("_", " ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from x2gofleet_workers.polling import NotOwnerError
+from x2gofleet_workers.probe.protocol import ErrorCode, SectionKind
 
 from tests.support.polling import PollingSetup, make_record, make_target
 from x2gofleet.errors import Unreachable
@@ -33,6 +34,27 @@ def test_conditions() -> None:
     setup.clock.now += 30
     setup.poller.poll_quick()
     assert (setup.poller.condition, setup.poller.worker_fault) == ("up", "")
+
+
+def test_kinds_without_a_good_answer_for_their_ttl_are_stale_by_reason() -> None:
+    setup = PollingSetup()
+    ttls = setup.target.ttls
+    assert setup.poller.stale() == {}
+    setup.clock.now += ttls[Kind.LOAD] + 1
+    assert setup.poller.stale() == {Kind.SESSIONS: "late", Kind.LOAD: "late"}
+    setup.server.errors = {SectionKind.MOUNTS: ErrorCode.SCHEMA}
+    setup.poller.poll_quick()
+    assert setup.poller.stale() == {}
+    for _ in range(20):
+        setup.clock.now += 10
+        setup.poller.poll_quick()
+    assert setup.poller.ages()[Kind.MOUNTS] > ttls[Kind.MOUNTS]
+    assert setup.poller.stale() == {Kind.MOUNTS: "failing"}
+    setup.server.unavailable = Unreachable("x")
+    setup.connector.opened[0].alive = False
+    setup.clock.now += ttls[Kind.LOAD] + 1
+    setup.poller.poll_quick()
+    assert setup.poller.stale() == dict.fromkeys((Kind.SESSIONS, Kind.LOAD, Kind.MOUNTS), "down")
 
 
 def test_a_refresh_lists_in_full_whatever_is_due_or_stored() -> None:

@@ -73,13 +73,14 @@ class AnswerResults:
 
     def _write(self, section: Section, kind: Kind, name: str, channel: ProbeChannel) -> Outcome:
         context = self._context
+        if kind is Kind.SESSIONS:
+            context.reference.require_agreement()
         if section.same:
             return self._writer.confirm(self._moment, section.signature)
         duration_ms = int((context.monotonic() - self._moment.started) * 1000)
         if kind is Kind.SESSIONS:
             context.counters.full_listings += 1
             context.metrics.listed()
-            context.reference.require_agreement()
         recorded_host = self._writer.recorded_host_name() if kind is Kind.SESSIONS else ""
         return self._writer.store(
             self._moment,

@@ -59,6 +59,10 @@ FAULTS: Mapping[str, Fault] = {
     "pg_limit": Fault(ListingFailed, "raise max_connections of PostgreSQL, or the connection limit of x2godbuser"),
     "pg_database": Fault(ListingFailed, "create the database x2go_sessions: x2godbadmin --createdb"),
     "pg_timeout": Fault(ListingFailed, "see what holds a lock in PostgreSQL: select * from pg_stat_activity"),
+    "pg_silent": Fault(
+        DeadlineExceeded,
+        f"see whether PostgreSQL hangs where {_SQL} says, or a network or proxy in between drops packets",
+    ),
     "pg_permission": Fault(
         ListingFailed, "grant x2godbuser SELECT on sessions and mounts, as x2godbadmin --createdb does"
     ),

@@ -20,9 +20,10 @@ use constant {
     MAX_TEXT_BYTES       => 1_048_576,
     FRAME_BYTES          => 65_536,
     MAX_ANSWER_BYTES     => 64 * 1_048_576,
-    MAX_RECORDS          => 200_000,
-    MAX_COLUMN_BYTES     => 1024,
+    MAX_RECORDS          => 40_000,
+    SHORTENED_BYTES      => 80,
     MAX_STATE_BYTES      => 32,
+    MAX_ROLE_BYTES       => 63,
     LIFE_SECONDS         => 7200,
     LOOK_SECONDS         => 0.1,
     STATES_PER_LOOK      => 64,
@@ -148,7 +149,22 @@ sub captured {
     failed('timeout', "$command[0] did not end within " . int($seconds) . ' s') if $over || $status == 124 || $status == 137;
     failed('command_missing', "$command[0] could not be run: " . (plain($text{err}) || 'not found'))
         if $status == 126 || $status == 127;
+    # The cause first: DBI puts the call before it.
+    $text{err} =~ s/^(?:DBD::\S+ \S+ failed: |DBI connect\(.*?\) failed: )//mg;
     return ($status, $text{out}, plain($text{err}));
+}
+
+# As captured, for a command that reads the session database: on PostgreSQL it then gives up a lock by itself, where
+# killing it would leave its query waiting. A pgbouncer may refuse such options.
+my $pg_options = '-c lock_timeout=2000 -c statement_timeout=5000';
+
+sub captured_query {
+    my @arguments = @_;
+    local $ENV{PGOPTIONS} = $pg_options;
+    my @found = captured(@arguments);
+    return @found unless $found[0] && $pg_options ne '' && $found[2] =~ /unsupported startup parameter/;
+    $ENV{PGOPTIONS} = $pg_options = '';
+    return captured(@arguments);
 }
 
 # --- the reader: configuration
@@ -242,6 +258,15 @@ sub base_signature {
 my @COLUMNS = qw(session_id uname server status display init_time last_time cookie client agent_pid gr_port sound_port
     fs_port tekictrl_port tekidata_port);
 
+# How long a column may be: no less than X2Go and the name service allow, and so little that MAX_RECORDS of them fit into
+# an answer.
+my %MOST_BYTES = (session_id => 512, uname => 256, server => 256, client => 256, cookie => 64, path => 768, creator_id => 128);
+
+sub most_bytes { return $MOST_BYTES{ $_[0] } || 24 }
+
+my @MOUNT_LIMITS   = map { most_bytes($_) } qw(session_id client path);
+my @SESSION_LIMITS = map { most_bytes($_) } @COLUMNS, qw(age creator_id uname state);
+
 sub code_of_sqlite {
     my ($text) = @_;
     return 'locked'      if $text =~ /locked|busy/i;
@@ -253,7 +278,7 @@ sub code_of_sqlite {
 
 sub sqlite_queries {
     my ($handle, $what, $host) = @_;
-    my $bytes = sub { "substr(cast($_[0] as blob), 1, " . (MAX_COLUMN_BYTES + 1) . ')' };
+    my $bytes = sub { my ($name) = $_[0] =~ /(\w+)\z/; "substr(cast($_[0] as blob), 1, " . (most_bytes($name) + 1) . ')' };
     my $limit = 'limit ' . (MAX_RECORDS + 1);
     if ($what eq 'mounts') {
         my $columns = join ', ', map { $bytes->("m.$_") } qw(session_id client path);
@@ -350,13 +375,19 @@ sub sqlite_rows {
     return read_with_lock($path, $what, $host);
 }
 
-my ($postgres, $postgres_key) = (undef, '');
+my ($postgres, $postgres_key, $postgres_is_utf8) = (undef, '', 0);
+
+my %CODE_OF_STATE = (
+    '42501' => 'pg_permission', '42P01' => 'schema', '42703' => 'schema', '55P03' => 'pg_timeout', '57014' => 'pg_timeout',
+);
 
 sub code_of_postgres {
-    my ($text) = @_;
+    my ($text, $state) = @_;
+    # By the state where there is one: messages may be in another language.
+    return $CODE_OF_STATE{$state} if defined $state && $CODE_OF_STATE{$state};
     return 'pg_password'   if $text =~ /password authentication failed|no password supplied|role ".*" does not exist|no pg_hba/i;
     return 'pg_limit'      if $text =~ /too many (?:connections|clients)|remaining connection slots/i;
-    return 'pg_timeout'    if $text =~ /timeout|timed out/i;
+    return 'pg_timeout'    if $text =~ /canceling statement/i;
     return 'pg_database'   if $text =~ /database ".*" does not exist/i;
     return 'pg_permission' if $text =~ /permission denied/i;
     return 'schema'        if $text =~ /relation ".*" does not exist|column .* does not exist/i;
@@ -371,7 +402,7 @@ sub postgres_password {
         chomp $password;
         return $password;
     }
-    failed('pg_password', "no database password in $PASSWORD_FILES[0]");
+    failed('pg_password', -e $PASSWORD_FILES[0] ? "no database password in $PASSWORD_FILES[0]" : "$PASSWORD_FILES[0]: $!");
 }
 
 sub postgres_handle {
@@ -380,32 +411,55 @@ sub postgres_handle {
     return $postgres if $postgres && $key eq $postgres_key;
     $postgres->disconnect if $postgres;
     undef $postgres;
-    local $ENV{PGCONNECT_TIMEOUT} = 3;
-    local $ENV{PGAPPNAME}         = 'x2gofleet-probe';
     my $source = "dbi:Pg:dbname=x2go_sessions;host=$config->{host};port=$config->{port};sslmode=$config->{ssl}";
     $postgres = DBI->connect($source, 'x2godbuser', postgres_password(),
         { RaiseError => 1, PrintError => 0, PrintWarn => 0, AutoCommit => 1, pg_enable_utf8 => 0, pg_server_prepare => 0 });
-    $postgres_key = $key;
+    $postgres_key     = $key;
+    $postgres_is_utf8 = ($postgres->selectrow_array('show client_encoding'))[0] eq 'UTF8';
     return $postgres;
+}
+
+# Whether a session's record is of its user's own making, or of the owner's of a shadowed session (as in proof.py).
+sub is_creator {
+    my ($creator, $user, $session) = @_;
+    return 1 if $creator eq 'x2godbuser';
+    return grep { $creator eq substr "x2gouser_$_", 0, MAX_ROLE_BYTES } $user, agent_user($session, $user);
+}
+
+# The columns of a line as X2Go's commands print it. Those write and read characters, each of which stands for one byte;
+# a line that holds any other character is printed in UTF-8.
+sub as_printed {
+    my @columns = @_;
+    return @columns unless $postgres_is_utf8 && grep { defined && /[^\0-\x7f]/ } @columns;
+    my @printed = @columns;
+    for my $column (grep { defined } @printed) {
+        return @columns unless utf8::decode($column) && utf8::downgrade($column, 1);
+    }
+    return @printed;
 }
 
 sub postgres_query {
     my ($config, $what, $host) = @_;
     my $handle = postgres_handle($config);
-    my $bytes  = sub { "substr($_[0]::text, 1, " . (MAX_COLUMN_BYTES + 1) . ')' };
+    # concat prints a column as the client gets it; a cast would print the network of an address too.
+    my $bytes  = sub { my ($name) = $_[0] =~ /(\w+)\z/; "substr(concat($_[0]), 1, " . (most_bytes($name) + 1) . ')' };
     my $limit  = 'limit ' . (MAX_RECORDS + 1);
     my ($rows, $others) = ([], []);
     $handle->do('begin transaction isolation level repeatable read, read only; '
             . "set local statement_timeout = '3s'; set local lock_timeout = '2s'");
     if ($what eq 'mounts') {
-        my $columns = join ', ', map { $bytes->("m.$_") } qw(session_id client path);
+        my $columns = join ', ', map { $bytes->($_) } qw(m.session_id m.client m.path s.uname s.creator_id);
         $rows = $handle->selectall_arrayref("select $columns from mounts m join sessions s on s.session_id = m.session_id "
                 . "and s.creator_id = m.creator_id where s.server = ? order by m.session_id, m.path $limit", undef, $host);
+        $rows = [ map { [ $_->[0], as_printed(@$_[1, 2]) ] } grep { is_creator(@$_[4, 3, 0]) } @$rows ];
     } else {
         my $columns = join ', ', map { /_time$/ ? qq{to_char($_, 'YYYY-MM-DD"T"HH24:MI:SS')} : $bytes->($_) } @COLUMNS;
         $rows = $handle->selectall_arrayref(
-            "select $columns, floor(extract(epoch from now() - init_time))::bigint, " . $bytes->('creator_id')
+            # A user can make a time infinite; such a record must not fail the others.
+            "select $columns, case when isfinite(init_time) then floor(extract(epoch from now() - init_time))::bigint end, "
+                . $bytes->('creator_id')
                 . " from sessions where server = ? order by status desc, session_id $limit", undef, $host);
+        @$_[0 .. $#COLUMNS] = as_printed(@$_[0 .. $#COLUMNS]) for @$rows;
         $others = $handle->selectall_arrayref(
             'select ' . $bytes->('server') . ', count(*) from sessions group by 1 order by 2 desc limit 200')
             unless @$rows;
@@ -421,16 +475,16 @@ sub postgres_rows {
     my $standing = defined $postgres;
     my @found = eval { postgres_query($config, $what, $host) };
     return @found if @found;
-    my $error = $@;
+    my ($error, $state) = ($@, $DBI::state);
     drop_postgres();
-    if ($standing && !ref $error && code_of_postgres("$error") eq 'pg_connect') {
+    if ($standing && !ref $error && code_of_postgres("$error", $state) eq 'pg_connect') {
         @found = eval { postgres_query($config, $what, $host) };
         return @found if @found;
-        $error = $@;
+        ($error, $state) = ($@, $DBI::state);
         drop_postgres();
     }
     die $error if ref $error;
-    failed(code_of_postgres("$error"), "PostgreSQL at $config->{host} port $config->{port}: " . postgres_text("$error"));
+    failed(code_of_postgres("$error", $state), "PostgreSQL at $config->{host} port $config->{port}: " . postgres_text("$error"));
 }
 
 sub drop_postgres {
@@ -455,16 +509,12 @@ sub rows_of {
     return ($rows, $others);
 }
 
+# A record with a column that is too long is not served: what is left of it is for a message.
 sub packed_record {
-    my @columns = @_;
-    my $cut = '';
-    # Most records are short as a whole.
-    if (length(join '', @columns) > MAX_COLUMN_BYTES) {
-        my @long = grep { length $columns[$_] > MAX_COLUMN_BYTES } 0 .. $#columns;
-        $columns[$_] = substr $columns[$_], 0, MAX_COLUMN_BYTES for @long;
-        $cut = join ',', map { $_ + 1 } @long;
-    }
-    return pack '(N/a*)*', $cut, @columns;
+    my ($limits, @columns) = @_;
+    my @long = grep { length $columns[$_] > $limits->[$_] } 0 .. $#columns;
+    return pack '(N/a*)*', '', @columns unless @long;
+    return pack '(N/a*)*', join(',', map { $_ + 1 } @long), map { substr $_, 0, SHORTENED_BYTES } @columns;
 }
 
 # --- the reader: agents' states and owners
@@ -582,10 +632,10 @@ sub session_records {
             if ($path ne '') { push @paths, $path; push @signatures, $signature }
         }
         push @column, $status eq 'F' ? '' : foreign_agent($pid, $session, $user), $state;
-        push @packed, packed_record(@column);
+        push @packed, packed_record(\@SESSION_LIMITS, @column);
         next unless $comparable;
         $column[15] = '';
-        push @ageless, packed_record(@column);
+        push @ageless, packed_record(\@SESSION_LIMITS, @column);
     }
     my @safe = map { [ $_->[0], $_->[1] ] } $comparable ? @$rows : ();
     return {
@@ -599,7 +649,7 @@ sub counts {
     my @others = grep { $_->[0] ne $host } @{ $found->{others} };
     my $count  = 0;
     $count += $_->[1] for @others;
-    my $shown = join ',', map { my $name = substr $_->[0], 0, 64; $name =~ s/[^!-+.-~]/?/g; $name } splice @others, 0, 200;
+    my $shown = join ',', map { my $name = substr $_->[0], 0, 64; $name =~ s/[^!-+\--~]/?/g; $name } splice @others, 0, 200;
     return (records => scalar @{ $found->{packed} }, others => $count, other_hosts => $shown);
 }
 
@@ -663,7 +713,7 @@ sub section_mounts {
     my $host   = host_name();
     my $config = configuration();
     my ($rows) = rows_of($config, 'mounts', $host);
-    my @packed = map { packed_record(map { defined $_ ? $_ : '' } @$_) } @$rows;
+    my @packed = map { packed_record(\@MOUNT_LIMITS, map { defined $_ ? $_ : '' } @$_) } @$rows;
     return ([backend => $config->{backend}, host => $host], \@packed, '', words(status => 'ok', records => scalar @packed));
 }
 
@@ -672,7 +722,7 @@ sub section_reference {
     my $config = configuration();
     my $before = session_records($config, $host, 1);
     for my $try (1 .. 3) {
-        my ($status, $stdout, $stderr) = captured(command_seconds(), undef, 'perl', '-MX2Go::Server::DB', '-e', $REFERENCE, $host);
+        my ($status, $stdout, $stderr) = captured_query(command_seconds(), undef, 'perl', '-MX2Go::Server::DB', '-e', $REFERENCE, $host);
         my $after = session_records($config, $host, 1);
         if ($before->{ageless} eq $after->{ageless}) {
             return ([backend => $config->{backend}, host => $host, fields => $config->{fields}], $after->{packed}, $stdout,
@@ -690,6 +740,13 @@ sub has_changed {
     if ($looked_at->{backend} eq 'sqlite') {
         return 1 if index($looked_at->{base}, database_times(database_file())) < 0;
         return 1 if !($looks++ % 10) && !(eval { configuration() } && base_signature() eq $looked_at->{base});
+    } elsif (!($looks++ % 10)) {
+        # A database that does not answer is not asked again before a poll succeeded.
+        my $listing = $looked_at;
+        undef $looked_at;
+        my $found = session_records(configuration(), host_name(), 1);
+        $looked_at = $listing;
+        return 1 if $found->{ageless} ne $listing->{ageless};
     }
     my $paths = $looked_at->{paths};
     return 0 unless @$paths;
@@ -861,6 +918,9 @@ sub from_reader {
         }
         if ($reader{pid}) {
             lose_reader();
+            my $config = eval { configuration() };
+            failed('pg_silent', "PostgreSQL at $config->{host} port $config->{port} did not answer in time")
+                if $config && $config->{backend} eq 'postgres';
             failed('timeout', 'the session database did not answer in time');
         }
         # A reader that was just ending after a long answer is no failure.
@@ -901,13 +961,13 @@ my $lists_shadows;
 
 sub user_sessions {
     my ($left) = @_;
-    my ($status, $stdout, $stderr) = captured($left->(), \&read_input, 'x2golistsessions');
+    my ($status, $stdout, $stderr) = captured_query($left->(), \&read_input, 'x2golistsessions');
     if (!$status && !defined $lists_shadows) {
         my ($feature, $answer) = captured($left->(), \&read_input, 'x2gofeature', 'X2GO_LIST_SHADOWSESSIONS');
         $lists_shadows = !$feature && $answer =~ /\Aok/;
     }
     if (!$status && $lists_shadows) {
-        ($status, my $shadows, $stderr) = captured($left->(), \&read_input, 'x2golistshadowsessions');
+        ($status, my $shadows, $stderr) = captured_query($left->(), \&read_input, 'x2golistshadowsessions');
         $stdout .= $shadows;
     }
     return ($status, $stdout, $stderr);
@@ -915,7 +975,7 @@ sub user_sessions {
 
 sub user_mounts {
     my ($left) = @_;
-    my ($status, $sessions, $stderr) = captured($left->(), \&read_input, 'x2golistsessions');
+    my ($status, $sessions, $stderr) = captured_query($left->(), \&read_input, 'x2golistsessions');
     return ($status, '', $stderr) if $status;
     my $text = '';
     for my $line (split /\n/, $sessions) {
@@ -923,7 +983,7 @@ sub user_mounts {
         my $session = (split /\|/, $line, -1)[1];
         failed('command', 'x2golistsessions printed no session but: ' . $line) unless defined $session;
         next unless $session =~ /\A[\w.@+][\w.@+-]*\z/;
-        ($status, my $mounts, $stderr) = captured($left->(), \&read_input, 'x2golistmounts', $session);
+        ($status, my $mounts, $stderr) = captured_query($left->(), \&read_input, 'x2golistmounts', $session);
         return ($status, '', $stderr) if $status;
         $text .= join '', map { "$session|$_\n" } grep { /\S/ } split /\n/, $mounts;
     }
@@ -1050,6 +1110,8 @@ sub main {
         LC_ALL => 'C',
         HOME   => (getpwuid $>)[7] || '/',
         USER   => defined $user ? $user : "$>",
+        PGCONNECT_TIMEOUT => 3,
+        PGAPPNAME         => 'x2gofleet-probe',
     );
     $0 = 'x2gofleet-probe';
     umask 077;

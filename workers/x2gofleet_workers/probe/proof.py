@@ -154,7 +154,7 @@ def record_problem(record: Record, *, host: bytes, backend: str) -> str:
 def malformed(record: Record, *, host: bytes) -> str:
     """Return why a record cannot be one of X2Go's own making, or would not print as one row; "" where it can."""
     if record.cut:
-        return "a column is longer than 1024 bytes"
+        return "a column is too long"
     for column in record.text_columns():
         if b"|" in column or not _is_printable(column):
             return "a column contains a separator or an unprintable character"
@@ -314,7 +314,7 @@ def _mount_records(records: Iterable[MountRecord]) -> Proven:
     for record in records:
         columns = (record.session, record.client, record.path)
         if record.cut:
-            problem = "a column is longer than 1024 bytes"
+            problem = "a column is too long"
         elif b"|" in record.session + record.client or not all(map(_is_printable, columns)):
             problem = "a column contains a separator or an unprintable character"
         else:

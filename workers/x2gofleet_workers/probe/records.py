@@ -22,7 +22,7 @@ _CUT = re.compile(rb"[0-9]{1,2}(?:,[0-9]{1,2})*")
 class Record:
     """One record of the sessions table, as raw bytes: any user may have written any of them.
 
-    ``cut``: comma-separated numbers of the columns that are longer than 1024 bytes and were cut, usually empty.
+    ``cut``: comma-separated numbers of the columns that are too long and were cut, usually empty.
     ``created`` and ``touched``: naive local time of the server. ``age``: in seconds. ``creator``: the database user
     (PostgreSQL). ``foreign_agent``: the owner of process ``agent_pid`` where it is not the session's user. ``state``:
     the word of the agent's state file, ``!`` and a reason where the file is not used.

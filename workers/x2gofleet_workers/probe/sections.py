@@ -39,6 +39,7 @@ class ErrorCode(StrEnum):
     PG_LIMIT = "pg_limit"
     PG_DATABASE = "pg_database"
     PG_TIMEOUT = "pg_timeout"
+    PG_SILENT = "pg_silent"
     PG_PERMISSION = "pg_permission"
     PG_QUERY = "pg_query"
 

@@ -98,7 +98,7 @@ class SimulatedServer:
         await asyncio.gather(*(connection.wait_closed() for connection in connections))
 
     async def set_fault(self, fault: Fault | str | None) -> None:
-        """Break the server in one way, or mend it with None; ValueError where the text names no fault.
+        """Break the server in one way, or repair it with None; ValueError where the text names no fault.
 
         Faults below the probe (tarpit, not-ssh, dead, auth, hostkey) also end the connections there are.
         """

@@ -132,7 +132,7 @@ class ServerHandle:
         self.server_id, self.address, self.port = server.server_id, server.address, server.port
 
     def set_fault(self, fault: Fault | str | None) -> None:
-        """Break the server, as in ``set_fault("slow=2")``, or mend it with None."""
+        """Break the server, as in ``set_fault("slow=2")``, or repair it with None."""
         self._running.run(self._server.set_fault(fault))
 
     def clear_fault(self) -> None:

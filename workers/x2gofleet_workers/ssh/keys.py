@@ -13,7 +13,7 @@ def load_key(path: str) -> paramiko.PKey:
     try:
         return paramiko.PKey.from_path(path)
     except FileNotFoundError:
-        raise SetupError(f"the key file {path} does not exist", mend="mend key_file in fleet.toml") from None
+        raise SetupError(f"the key file {path} does not exist", mend="correct key_file in fleet.toml") from None
     except OSError as exc:
         raise SetupError(f"the key file {path} can't be read: {exc.strerror}") from exc
     except paramiko.PasswordRequiredException as exc:
