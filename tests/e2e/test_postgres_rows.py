@@ -171,7 +171,7 @@ def test_characters_that_a_user_writes_make_no_difference_to_x2go_s_query(
 
 INSERT = (
     "insert into sessions(session_id, display, uname, server, status, agent_pid, client, init_time, last_time)"
-    " values ($1, 99, $2, 'ts01', 'S', '4242', '10.6.6.6', coalesce($3, now()::text)::timestamp, now())"
+    " values ($1, 49, $2, 'ts01', 'S', '4242', '10.6.6.6', coalesce($3, now()::text)::timestamp, now())"
 )
 Forgery = Callable[[PostgresFarm, str], int]
 
@@ -194,6 +194,16 @@ def a_thousand(farm: PostgresFarm, genuine: str) -> int:
         role=role_of("mallory"),
     )
     return 1000
+
+
+def five_thousand(farm: PostgresFarm, genuine: str) -> int:
+    """More than one user may have, of which those are left out that come last by name, and none of another user."""
+    farm.sql(
+        "insert into sessions(session_id, display, uname, server, status)"
+        " select 'zzz-' || n, 1000 + n, 'alice', 'ts01', 'S' from generate_series(1, 5000) n",
+        role=role_of("mallory"),
+    )
+    return 5000
 
 
 def changed_row(farm: PostgresFarm, genuine: str) -> int:
@@ -230,6 +240,7 @@ FORGERIES: dict[str, Forgery] = {
     "no status that there is": no_such_status,
     "a column of a megabyte": forged_rows(("m" * 1000 + "x", "mallory" * 150_000)),
     "a thousand rows": a_thousand,
+    "five thousand rows": five_thousand,
     "updates and deletions": changed_row,
 }
 
@@ -250,6 +261,7 @@ def test_what_a_user_writes_by_sql_changes_no_genuine_row(
     assert lines(found.stdout) == before
     assert found.rejected_rows == left_out
     assert probe.names() == {alice, bob, own}
+    assert compare_with_reference(reference(probe)).agreement is not Agreement.DIFFERS
 
 
 def test_mounts_that_a_user_forges_are_not_served(farm: PostgresFarm, probe: DirectProbe) -> None:
@@ -268,6 +280,23 @@ def test_mounts_that_a_user_forges_are_not_served(farm: PostgresFarm, probe: Dir
 
     assert found.stdout == before
     assert found.rejected_rows == 1
+
+
+def test_mounts_beyond_all_measure_are_left_out_of_their_own_user_s(farm: PostgresFarm, probe: DirectProbe) -> None:
+    alice, own = farm.create_session("ts01", "alice"), farm.create_session("ts01", "mallory")
+    farm.insert_mount("ts01", "alice", alice, "10.1.2.3", "/home/alice/media")
+    farm.sql(
+        "insert into mounts(session_id, path, client) select $1, '/m' || n, '10.1.2.4' from generate_series(1, 5000) n",
+        own,
+        role=role_of("mallory"),
+    )
+
+    found = mounts(probe)
+
+    assert [line for line in found.stdout.splitlines() if not line.startswith(own.encode())] == [
+        f"{alice}|10.1.2.3|/home/alice/media".encode()
+    ]
+    assert (len(found.stdout.splitlines()), found.rejected_rows) == (2001, 3000)
 
 
 # A database that fails one server, and secrets

@@ -110,6 +110,7 @@ EVERYTHING = Conversation(
             source=Listing.COMMAND,
             others=3,
             other_hosts=("old name", "ts02"),
+            left_out=7,
             exit_status=1,
             stderr="50 % of\nit",
             records=(session_record(), session_record("bob-51", cookie=HOSTILE[1], client=HOSTILE[2])),
@@ -186,6 +187,7 @@ def _section(draw: st.DrawFn, scope: Scope, kind: SectionKind) -> tuple[SectionR
     data: dict[str, Any] = {}
     if is_listing:
         data = {"signature": draw(_signature), "others": draw(st.integers(0, 9)), "records": draw(_records())}
+        data["left_out"] = draw(st.integers(0, 9999))
         data["other_hosts"] = tuple(draw(st.lists(_host, max_size=2)))
         if request.listing is Listing.COMMAND and draw(st.booleans()):
             data |= {"source": Listing.COMMAND, "lines": draw(_payload), **said}

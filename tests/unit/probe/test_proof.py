@@ -189,6 +189,14 @@ def test_zero_records_of_a_reading_that_succeeded_are_no_sessions() -> None:
     assert proven(sessions()) == Proven(b"")
 
 
+def test_records_that_the_probe_left_out_are_counted() -> None:
+    found = proven(sessions(ALICE, BOB, left_out=3000))
+
+    assert len(found.stdout.splitlines()) == 2
+    assert found.rejected_rows == 3000
+    assert found.rejected == ("3000 records are more than one database user may have on a server",)
+
+
 def test_records_of_other_hosts_alone_prove_no_renaming() -> None:
     """Any user can insert a record of another host name: the server stays up, and the records are mentioned."""
     found = proven(sessions(others=3, other_hosts=("elsewhere", "ts09")))

@@ -62,6 +62,12 @@ def test_a_difference_is_named_without_a_cookie() -> None:
     assert found.text == "session alice-50-1763800000_stDMATE_dp24: field 6 (cookie) differs"
 
 
+def test_a_difference_proves_nothing_where_records_were_left_out() -> None:
+    section = replace(reference(ALICE, lines=BOTH), left_out=1)
+
+    assert compare_with_reference(section).agreement is Agreement.INCONCLUSIVE
+
+
 def test_a_query_that_failed_proves_nothing() -> None:
     failed = reference(ALICE, lines=b"", exit_status=255)
     error = replace(failed, status=SectionStatus.ERROR, error=SectionError(ErrorCode.BUSY, "changed three times"))

@@ -32,7 +32,17 @@ MAX_OTHER_HOSTS = 200
 _Item = TypeVar("_Item")
 _BEGIN_WORDS = ("kind", "backend", "host", "fields")
 _END_WORDS: Mapping[str, tuple[str, ...]] = {
-    SectionStatus.OK: ("status", "records", "others", "other_hosts", "signature", "source", "exit", "stderr"),
+    SectionStatus.OK: (
+        "status",
+        "records",
+        "others",
+        "other_hosts",
+        "left_out",
+        "signature",
+        "source",
+        "exit",
+        "stderr",
+    ),
     SectionStatus.SAME: ("status", "signature"),
     SectionStatus.ERROR: ("status", "error", "text", "exit", "stderr"),
 }
@@ -141,6 +151,7 @@ class SectionDecoder:
             source=source,
             others=number_of(words, "others", self._where, most=MAX_COUNT) if "others" in words else 0,
             other_hosts=self._other_hosts(words),
+            left_out=number_of(words, "left_out", self._where, most=MAX_COUNT) if "left_out" in words else 0,
             exit_status=self._exit_status(words, required=source is Listing.COMMAND or self._is_of_a_command),
             stderr=text_of(words, "stderr"),
             records=tuple(self._records),

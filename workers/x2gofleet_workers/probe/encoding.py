@@ -86,6 +86,8 @@ def _end(section: Section, scope: Scope) -> _Pairs:
     has_mounts = section.kind is SectionKind.MOUNTS and scope is Scope.SERVER
     if is_listing or has_mounts or section.kind is SectionKind.REFERENCE:
         pairs.append(("records", len(section.records) + len(section.mounts)))
+    if section.left_out:
+        pairs.append(("left_out", section.left_out))
     if section.others or section.other_hosts:
         pairs += [("others", section.others), ("other_hosts", ",".join(section.other_hosts))]
     if is_listing:

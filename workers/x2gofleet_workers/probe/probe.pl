@@ -21,6 +21,7 @@ use constant {
     FRAME_BYTES          => 65_536,
     MAX_ANSWER_BYTES     => 64 * 1_048_576,
     MAX_RECORDS          => 40_000,
+    MAX_OF_CREATOR       => 2000,
     SHORTENED_BYTES      => 80,
     MAX_STATE_BYTES      => 32,
     MAX_ROLE_BYTES       => 63,
@@ -438,34 +439,50 @@ sub as_printed {
     return @printed;
 }
 
+# A FROM clause: what $what selects, without what one user has made beyond all measure, and how many records that leaves out.
+sub of_each_creator {
+    my ($handle, $what, $host, $read) = @_;
+    my $most = "creator_id = 'x2godbuser' or of_creator <= " . MAX_OF_CREATOR;
+    my $rows = $read->("(select *, row_number() over (partition by creator_id order by session_id) as of_creator from ($what) w) r "
+            . "where ($most)");
+    # A creator's number of records is counted only where there are enough of them to matter.
+    return ($rows, 0) if @$rows < MAX_OF_CREATOR;
+    my ($left_out) = $handle->selectrow_array("select coalesce(sum(n - ?), 0) from (select count(*) as n from ($what) w "
+            . "where creator_id <> 'x2godbuser' group by creator_id) c where n > ?", undef, MAX_OF_CREATOR, $host, MAX_OF_CREATOR);
+    return ($rows, $left_out);
+}
+
 sub postgres_query {
     my ($config, $what, $host) = @_;
     my $handle = postgres_handle($config);
     # concat prints a column as the client gets it; a cast would print the network of an address too.
     my $bytes  = sub { my ($name) = $_[0] =~ /(\w+)\z/; "substr(concat($_[0]), 1, " . (most_bytes($name) + 1) . ')' };
     my $limit  = 'limit ' . (MAX_RECORDS + 1);
-    my ($rows, $others) = ([], []);
+    my ($rows, $others, $left_out) = ([], [], 0);
     $handle->do('begin transaction isolation level repeatable read, read only; '
             . "set local statement_timeout = '3s'; set local lock_timeout = '2s'");
     if ($what eq 'mounts') {
-        my $columns = join ', ', map { $bytes->($_) } qw(m.session_id m.client m.path s.uname s.creator_id);
-        $rows = $handle->selectall_arrayref("select $columns from mounts m join sessions s on s.session_id = m.session_id "
-                . "and s.creator_id = m.creator_id where s.server = ? order by m.session_id, m.path $limit", undef, $host);
+        my $columns = join ', ', map { $bytes->($_) } qw(session_id client path uname creator_id);
+        my $what    = 'select m.*, s.uname from mounts m join sessions s on s.session_id = m.session_id '
+            . 'and s.creator_id = m.creator_id where s.server = ?';
+        ($rows, $left_out) = of_each_creator($handle, $what, $host, sub {
+            $handle->selectall_arrayref("select $columns from $_[0] order by session_id, path $limit", undef, $host) });
         $rows = [ map { [ $_->[0], as_printed(@$_[1, 2]) ] } grep { is_creator(@$_[4, 3, 0]) } @$rows ];
     } else {
         my $columns = join ', ', map { /_time$/ ? qq{to_char($_, 'YYYY-MM-DD"T"HH24:MI:SS')} : $bytes->($_) } @COLUMNS;
-        $rows = $handle->selectall_arrayref(
+        my $what = 'select * from sessions where server = ?';
+        ($rows, $left_out) = of_each_creator($handle, $what, $host, sub { $handle->selectall_arrayref(
             # A user can make a time infinite; such a record must not fail the others.
             "select $columns, case when isfinite(init_time) then floor(extract(epoch from now() - init_time))::bigint end, "
                 . $bytes->('creator_id')
-                . " from sessions where server = ? order by status desc, session_id $limit", undef, $host);
+                . " from $_[0] order by status desc, session_id $limit", undef, $host) });
         @$_[0 .. $#COLUMNS] = as_printed(@$_[0 .. $#COLUMNS]) for @$rows;
         $others = $handle->selectall_arrayref(
             'select ' . $bytes->('server') . ', count(*) from sessions group by 1 order by 2 desc limit 200')
             unless @$rows;
     }
     $handle->do('commit');
-    return ($rows, $others);
+    return ($rows, $others, $left_out);
 }
 
 sub postgres_rows {
@@ -504,9 +521,10 @@ sub postgres_text {
 # Rows of this host, and the counts of other hosts' records where there are none.
 sub rows_of {
     my ($config, $what, $host) = @_;
-    my ($rows, $others) = $config->{backend} eq 'sqlite' ? sqlite_rows($what, $host) : postgres_rows($config, $what, $host);
+    my ($rows, $others, $left_out) =
+        $config->{backend} eq 'sqlite' ? sqlite_rows($what, $host) : postgres_rows($config, $what, $host);
     failed('too_large', 'the session database has more than ' . MAX_RECORDS . ' records') if @$rows > MAX_RECORDS;
-    return ($rows, $others);
+    return ($rows, $others, $left_out || 0);
 }
 
 # A record with a column that is too long is not served: what is left of it is for a message.
@@ -620,7 +638,7 @@ sub remember {
 # All records of this host with states and owners, packed, and what they depend on.
 sub session_records {
     my ($config, $host, $comparable) = @_;
-    my ($rows, $others) = rows_of($config, 'sessions', $host);
+    my ($rows, $others, $left_out) = rows_of($config, 'sessions', $host);
     my $mounted = mounted_directories();
     my (@packed, @ageless, @paths, @signatures);
     for my $row (@$rows) {
@@ -639,7 +657,7 @@ sub session_records {
     }
     my @safe = map { [ $_->[0], $_->[1] ] } $comparable ? @$rows : ();
     return {
-        packed => \@packed, ageless => join('', @ageless), others => $others,
+        packed => \@packed, ageless => join('', $left_out, @ageless), others => $others, left_out => $left_out,
         paths  => \@paths,  signatures => \@signatures, names => \@safe,
     };
 }
@@ -650,7 +668,7 @@ sub counts {
     my $count  = 0;
     $count += $_->[1] for @others;
     my $shown = join ',', map { my $name = substr $_->[0], 0, 64; $name =~ s/[^!-+\--~]/?/g; $name } splice @others, 0, 200;
-    return (records => scalar @{ $found->{packed} }, others => $count, other_hosts => $shown);
+    return (records => scalar @{ $found->{packed} }, others => $count, other_hosts => $shown, left_out => $found->{left_out});
 }
 
 sub section_sessions {
@@ -712,9 +730,9 @@ sub listed_by_command {
 sub section_mounts {
     my $host   = host_name();
     my $config = configuration();
-    my ($rows) = rows_of($config, 'mounts', $host);
+    my ($rows, undef, $left_out) = rows_of($config, 'mounts', $host);
     my @packed = map { packed_record(\@MOUNT_LIMITS, map { defined $_ ? $_ : '' } @$_) } @$rows;
-    return ([backend => $config->{backend}, host => $host], \@packed, '', words(status => 'ok', records => scalar @packed));
+    return ([backend => $config->{backend}, host => $host], \@packed, '', words(status => 'ok', records => scalar @packed, left_out => $left_out));
 }
 
 sub section_reference {

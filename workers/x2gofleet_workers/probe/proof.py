@@ -8,13 +8,13 @@ never affects another row: whatever a user wrote into her records costs her own 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from x2gofleet.errors import HostNameChanged, ListingFailed, NotProven
 from x2gofleet.load import LoadReport
 from x2gofleet_workers.probe.faults import error_of_section
-from x2gofleet_workers.probe.protocol import MountRecord, Record, Section
+from x2gofleet_workers.probe.protocol import Record, Section
 from x2gofleet_workers.text import show
 
 FIELDS = 16
@@ -76,9 +76,15 @@ def prove_sessions(
     if section.others and not section.records:
         notes.append(f"no session of host {show(host.encode(), 64)}, but {section.others} of {_names(section)}")
     stdout = b"".join(row + b"\n" for row in rows.values())
-    return Proven(
-        stdout, tuple(rejected[:MAX_REASONS]), len(rejected), tuple(notes), section.source, section.exit_status or 0
-    )
+    reasons, rejected_rows = _with_left_out(rejected, section)
+    return Proven(stdout, reasons, rejected_rows, tuple(notes), section.source, section.exit_status or 0)
+
+
+def _with_left_out(rejected: list[str], section: Section) -> tuple[tuple[str, ...], int]:
+    """Return the reasons of what was left out here and by the probe, and of how many rows."""
+    if section.left_out:
+        rejected = [f"{section.left_out} records are more than one database user may have on a server", *rejected]
+    return tuple(rejected[:MAX_REASONS]), len(rejected) + max(section.left_out - 1, 0)
 
 
 def _names(section: Section) -> str:
@@ -295,7 +301,7 @@ def prove_mounts(section: Section, *, scope: str, login: str) -> Proven:
     if section.error is not None:
         raise error_of_section(section, login=login)
     if scope == "server":
-        return _mount_records(section.mounts)
+        return _mount_records(section)
     _require_success(section, "x2golistmounts")
     kept, rejected, said = [], [], ""
     for number, line in enumerate(section.stdout.split(b"\n"), 1):
@@ -309,9 +315,9 @@ def prove_mounts(section: Section, *, scope: str, login: str) -> Proven:
     return Proven(b"".join(kept), source="command")
 
 
-def _mount_records(records: Iterable[MountRecord]) -> Proven:
+def _mount_records(section: Section) -> Proven:
     kept, rejected = [], []
-    for record in records:
+    for record in section.mounts:
         columns = (record.session, record.client, record.path)
         if record.cut:
             problem = "a column is too long"
@@ -321,7 +327,7 @@ def _mount_records(records: Iterable[MountRecord]) -> Proven:
             kept.append(b"|".join(columns) + b"\n")
             continue
         rejected.append(f"a mount of session {show(record.session, 80)!r}: {problem}")
-    return Proven(b"".join(kept), tuple(rejected[:MAX_REASONS]), len(rejected))
+    return Proven(b"".join(kept), *_with_left_out(rejected, section))
 
 
 def prove_desktops(section: Section, *, login: str) -> Proven:

@@ -21,9 +21,10 @@ order:
 - ``B`` words: ``kind=KIND [backend=NAME host=NAME fields=16|14]``.
 - ``D``: data. Records (records.py) where a server's sessions, mounts or the reference were requested, else raw stdout.
 - ``L``: raw lines of X2Go's own listing, after the records.
-- ``E`` words, one of: ``status=ok [records=N] [others=M other_hosts=NAME,...] [signature=TOKEN source=records|command]
-  [exit=N stderr=TEXT]``; ``status=same signature=TOKEN``, where the request's signature still holds; ``status=error
-  error=CODE text=TEXT [exit=N stderr=TEXT]``, which makes the data before it void.
+- ``E`` words, one of: ``status=ok [records=N] [others=M other_hosts=NAME,...] [left_out=N]
+  [signature=TOKEN source=records|command] [exit=N stderr=TEXT]``; ``status=same signature=TOKEN``, where the request's
+  signature still holds; ``status=error error=CODE text=TEXT [exit=N stderr=TEXT]``, which makes the data before it
+  void.
 
 Then ``Z`` words ``uid=N host=NAME``: the answer is complete. ``X`` words ``error=CODE text=TEXT`` instead of an answer:
 the request was refused. ``N`` words ``changed=sessions`` between answers, at most one per request with watch=1: the

@@ -41,7 +41,7 @@ def compare_with_reference(section: Section) -> Comparison:
     """Compare the records of a section `reference` with the lines of X2Go's own query.
 
     The probe read equal records before and after it ran the query. Age, order and finished rows are ignored. Where a
-    record is malformed, which any user can bring about, nothing counts as a difference.
+    record is malformed or was left out, which any user can bring about, nothing counts as a difference.
     """
     if section.error is not None:
         return Comparison(Agreement.INCONCLUSIVE, f"{section.error.code}: {show(section.error.text.encode())}")
@@ -52,6 +52,8 @@ def compare_with_reference(section: Section) -> Comparison:
     difference = _first_difference(section)
     if not difference:
         return Comparison(Agreement.EQUAL)
+    if section.left_out:
+        return Comparison(Agreement.INCONCLUSIVE, f"{section.left_out} records were left out, and {difference}")
     if any(malformed(record, host=section.host.encode()) for record in section.records):
         return Comparison(Agreement.INCONCLUSIVE, f"there are malformed records, and {difference}")
     return Comparison(Agreement.DIFFERS, difference, _digest(section))

@@ -70,7 +70,8 @@ class Section:
     kind of database, the host name by which records were chosen, how many fields a row of X2Go's listing has there.
     ``signature``: to be handed back with the next request, ``-`` for none. ``source``: what the rows are made from.
     ``others``: number of records of other hosts, counted where there are none of this one; ``other_hosts``: some of
-    their names. ``exit_status`` and ``stderr``: those of a command.
+    their names. ``left_out``: number of records that the probe did not send, as one database user has made too many.
+    ``exit_status`` and ``stderr``: those of a command.
 
     The data are ``records`` (sessions in server scope, reference), ``mounts`` (mounts in server scope) or ``stdout``;
     ``lines`` are the raw lines of X2Go's own listing beside the records.
@@ -86,6 +87,7 @@ class Section:
     source: Listing = Listing.RECORDS
     others: int = 0
     other_hosts: tuple[str, ...] = ()
+    left_out: int = 0
     exit_status: int | None = None
     stderr: str = ""
     records: tuple[Record, ...] = field(default=(), repr=False)
