@@ -114,6 +114,7 @@ def seconds_to_mirrors(interval: float, *, notices: bool, changes: int = CHANGES
             key,
             login={"notices": notices},
             intervals={"sessions": interval, "load": 5, "mounts": 60},
+            ttls={"mounts": 180},
         )
         stack.enter_context(_worker(inventory, url))
         with FleetCache.from_url(url) as cache:
