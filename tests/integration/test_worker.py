@@ -178,7 +178,8 @@ def test_a_refresh_lists_in_full_and_asks_users_for_their_desktops(
     snapshots = cache.update("all")
     assert sorted(snapshot.target for snapshot in snapshots) == ["ts01", "ts02", "ts03"]
     assert name in statuses(cache)
-    assert worker.pollers["ts01"].counters.full_listings == 2
+    # The first, that of the refresh, and perhaps one on the server's notice of the new session.
+    assert worker.pollers["ts01"].counters.full_listings in (2, 3)
     assert cache.list_desktops(profile_name="all", username="john_doe") is None
     cache.update("all", update_sessions=False, update_desktops=True, username="john_doe")
     desktops = cache.list_desktops(profile_name="all", username="john_doe")
