@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 JOBS ?= auto
+# What `make test-fast` and `make test-lowest` run: no root, no Debian redis-server, about 100 seconds of CPU time in all.
+# `pytest --durations=0` says what a file costs.
+FAST := tests/unit $(addprefix tests/integration/test_,$(addsuffix .py,aio health mirror own_clients reader_round_trips servers store))
+LOWEST := .venv-lowest
 
-.PHONY: demo test check format e2e bench fuzz compose-test clean
+.PHONY: demo test test-fast test-lowest check format e2e bench fuzz compose-test clean
 
 $(VENV)/.demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "x2gofleet needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; set PYTHON=")'
@@ -22,6 +26,18 @@ demo: $(VENV)/.demo  ## a simulated fleet, a Valkey, two workers and the live vi
 
 test: $(VENV)/.dev  ## all tests; those on a real x2goserver need root and `make e2e` once, and say so when skipped
 	@$(PYTEST) -q -n $(JOBS) --dist worksteal
+
+test-fast: $(VENV)/.dev  ## unit tests and quick integration tests: before each commit
+	@$(PYTEST) -q -n $(JOBS) --dist worksteal -m 'not install' $(FAST)
+
+$(LOWEST)/.dev: pyproject.toml tests/lowest.py
+	@$(PYTHON) -m venv --clear $(LOWEST)
+	@$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/constraints.txt
+	@$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	@touch $@
+
+test-lowest: $(LOWEST)/.dev  ## the same with the lowest versions that pyproject.toml allows, in an environment of its own
+	@$(LOWEST)/bin/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not install' $(FAST)
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	@$(BIN)/ruff format --check .
@@ -48,4 +64,4 @@ compose-test:  ## docker-compose.yml for real: builds, scales to 3 workers, kill
 	@$(PYTHON) tests/compose/run.py
 
 clean:
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis

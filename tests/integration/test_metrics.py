@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 
 from tests.processes import OwnValkey
-from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, wait_until
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, SLACK_SECONDS, wait_until
 from x2gofleet.cache import FleetCache
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.keys import Keys
@@ -539,10 +539,8 @@ def test_a_port_that_is_taken_ends_the_worker_at_once(
 def test_sigterm_ends_worker_and_endpoint(worker: WorkerProcess, simulation: RunningSimulation) -> None:
     simulation.server("ts01").set_fault("hang")
     url = worker.url
-    began = time.monotonic()
     worker.process.send_signal(signal.SIGTERM)
-    assert worker.process.wait(HANG_SECONDS) == 0
-    assert time.monotonic() - began < 5.0
+    assert worker.process.wait(SLACK_SECONDS) == 0
     status, said = worker.healthcheck()
     assert status == 1
     assert said.startswith(f"{url}/live does not answer")

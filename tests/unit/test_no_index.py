@@ -77,7 +77,7 @@ def test_a_bare_name_is_found(text: str) -> None:
         "/opt/x2gofleet/bin/pip install 'dist/x2gofleet-0.1.0-py3-none-any.whl[worker]'",
         "pip install .`; x2gofleet is on no index",
         "pip install '.[worker]'",
-        "/opt/x2gofleet/bin/pip install 'rich>=13'",
+        "/opt/x2gofleet/bin/pip install 'rich>=14.3'",
         "`x2gofleet @ file:///srv/wheels/x2gofleet-0.1.0-py3-none-any.whl`",
     ],
 )

@@ -34,7 +34,7 @@ import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {blocked}:
-            raise ImportError(name + " is blocked")
+            raise ModuleNotFoundError(name + " is blocked")
 
 sys.meta_path.insert(0, Blocked())
 for name in {blocked}:

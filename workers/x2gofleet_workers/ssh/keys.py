@@ -19,7 +19,8 @@ def load_key(path: str) -> paramiko.PKey:
     except paramiko.PasswordRequiredException as exc:
         raise _encrypted(path) from exc
     except (paramiko.SSHException, ValueError, TypeError) as exc:
-        if "password" in str(exc):
+        # paramiko 3.4 loses this in a later attempt to read the file as another format.
+        if "password" in f"{exc} {exc.__context__}":
             raise _encrypted(path) from exc
         raise SetupError(f"the key file {path} is no private SSH key: {describe(exc)}") from exc
     except Exception as exc:
