@@ -72,7 +72,8 @@ class _Connection:
         self._redis._reader = self._redis._writer = None
         if writer is None:
             return
-        with contextlib.suppress(RuntimeError):
+        # Of Python 3.11.2, TLS that has ended already knows no protocol to abort: AttributeError.
+        with contextlib.suppress(RuntimeError, AttributeError):
             writer.transport.abort()
         if self.loop.is_closed():
             # It can't close the socket any more.
