@@ -126,7 +126,7 @@ def test_an_unreadable_session_database(
     [
         ("backend=nonsense\n", 'the backend "nonsense" in /etc/x2go/x2gosql/sql is not supported'),
         ("", "/etc/x2go/x2gosql/sql names no backend"),
-        ("backend=postgres\n", "no database password in /etc/x2go/x2gosql/passwords/x2gopgadmin"),
+        ("backend=postgres\n", "/etc/x2go/x2gosql/passwords/x2gopgadmin: No such file"),
     ],
 )
 def test_a_broken_sql_configuration(

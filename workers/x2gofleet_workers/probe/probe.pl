@@ -119,7 +119,7 @@ sub captured {
         open STDERR, '>&', $err_write;
         $SIG{$_} = 'DEFAULT' for qw(PIPE TERM HUP INT ALRM);
         no warnings 'exec';
-        exec 'timeout', '-k', '1', int($seconds), @command or POSIX::_exit(127);
+        exec 'timeout', '-k', '1', int($seconds), @command or POSIX::_exit($!{ENOENT} ? 127 : 125);
     }
     close $out_write;
     close $err_write;
@@ -150,6 +150,7 @@ sub captured {
     failed('timeout', "$command[0] did not end within " . int($seconds) . ' s') if $over || $status == 124 || $status == 137;
     failed('command_missing', "$command[0] could not be run: " . (plain($text{err}) || 'not found'))
         if $status == 126 || $status == 127;
+    failed('internal', "$command[0] could not be run: " . (plain($text{err}) || 'timeout did not start')) if $status == 125;
     # The cause first: DBI puts the call before it.
     $text{err} =~ s/^(?:DBD::\S+ \S+ failed: |DBI connect\(.*?\) failed: )//mg;
     return ($status, $text{out}, plain($text{err}));
@@ -186,6 +187,16 @@ sub ini {
         $found{"$section$key"} = $value unless exists $found{"$section$key"};
     }
     return \%found;
+}
+
+# Fails with driver where it is not installed; what lack of memory, or an upgrade that runs, has spoiled may pass.
+sub load_driver {
+    my ($driver) = @_;
+    return if eval { require DBI; require "DBD/$driver.pm"; 1 };
+    my $error = "$@";
+    # Perl would not try again what failed once.
+    delete $INC{$_} for grep { !defined $INC{$_} } keys %INC;
+    failed($error =~ /Can't locate/ ? 'driver' : 'internal', "perl cannot load DBI and DBD::$driver: $error");
 }
 
 my (%config, $config_signature);
@@ -364,7 +375,7 @@ sub sqlite_text { my ($text) = @_; $text =~ s/\ADBD::\S+ \S+ failed: |\ADBI conn
 
 sub sqlite_rows {
     my ($what, $host) = @_;
-    eval { require DBI; require DBD::SQLite; 1 } or failed('driver', "perl cannot load DBI and DBD::SQLite: $@");
+    load_driver('SQLite');
     my $path = database_file();
     POSIX::tzset();
     for my $try (1 .. 4) {
@@ -487,7 +498,7 @@ sub postgres_query {
 
 sub postgres_rows {
     my ($config, $what, $host) = @_;
-    eval { require DBI; require DBD::Pg; 1 } or failed('driver', "perl cannot load DBI and DBD::Pg: $@");
+    load_driver('Pg');
     # A standing connection that the database has ended meanwhile is no failure: one more try with a new one.
     my $standing = defined $postgres;
     my @found = eval { postgres_query($config, $what, $host) };
@@ -724,7 +735,8 @@ sub listed_by_command {
         return ($after, @output) if $before->{ageless} eq $after->{ageless};
         $before = $after;
     }
-    failed('busy', 'the session database changed at each of three listings');
+    # Whoever changes a record all the time does not fail the others: the records alone, as for unsafe names.
+    return ($before);
 }
 
 sub section_mounts {
@@ -858,11 +870,12 @@ sub lose_reader {
 }
 
 sub start_reader {
+    %reader = ();
     @hung = grep { !waitpid $_, WNOHANG } @hung;
     failed('hung', scalar(@hung) . ' readings of the session database hang and cannot be ended') if @hung >= MAX_HUNG_READERS;
-    my $driver = eval { configuration()->{backend} eq 'postgres' } ? 'DBD/Pg.pm' : 'DBD/SQLite.pm';
+    my $driver = eval { configuration()->{backend} eq 'postgres' } ? 'Pg' : 'SQLite';
     # Loaded here, once: a new reader then starts within a millisecond, and shares the memory.
-    eval { require DBI; require $driver };
+    eval { load_driver($driver) };
     pipe my $request_read, my $request_write or failed('internal', "pipe: $!");
     pipe my $answer_read,  my $answer_write  or failed('internal', "pipe: $!");
     my $pid = fork;
@@ -1135,6 +1148,7 @@ sub main {
     umask 077;
     chdir '/';
     $SIG{__WARN__} = sub { };
+    $SIG{CHLD} = 'DEFAULT';
     $SIG{$_} = \&finish for qw(ALRM TERM HUP INT);
     alarm LIFE_SECONDS;
     # The empty line: a login shell may have printed something without a newline at its end.
