@@ -303,3 +303,35 @@ def test_a_change_is_noticed_by_the_idle_probe(server: RealX2GoServer, probe: Di
         if change == server.restore_sql_config:
             break
         probe.notice()
+
+
+def test_a_state_directory_that_becomes_a_link_is_looked_through_no_more(
+    server: RealX2GoServer, probe: DirectProbe
+) -> None:
+    def status() -> bytes:
+        (row,) = probe.proven().stdout.splitlines()
+        return row.split(b"|")[4]
+
+    name = server.insert_session("mallory", 50)
+    server.set_agent_state("mallory", name, "SUSPENDED")
+    listed = probe.sessions()
+    assert status() == b"S"
+
+    server.run(["sh", "-c", "mv /tmp/.x2go-mallory /tmp/away && ln -s /tmp/away /tmp/.x2go-mallory"], "mallory")
+
+    assert not probe.sessions(listed.signature).same
+    assert status() == b"R"
+
+
+def test_one_users_desktops_that_hang_do_not_use_up_the_time_of_the_others(
+    server: RealX2GoServer, probe: DirectProbe
+) -> None:
+    server.replace_command(
+        "/usr/bin/x2golistdesktops", '#!/bin/sh\n[ "$(id -un)" = alice ] && exec sleep 1000\necho "$(id -un)@:50"\n'
+    )
+    sections = probe.ask(*(SectionRequest(SectionKind.DESKTOPS, user=user) for user in ("alice", "bob", "mallory")))
+    assert [(each.user, each.error is None, each.stdout) for each in sections] == [
+        ("alice", False, b""),
+        ("bob", True, b"bob@:50\n"),
+        ("mallory", True, b"mallory@:50\n"),
+    ]

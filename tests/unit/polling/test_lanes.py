@@ -326,6 +326,20 @@ def test_desktops_are_requested_of_each_user_with_a_session() -> None:
     assert setup.connector.opened[0].probes[1].closed, "the probe of a slow poll ends with it"
 
 
+def test_another_user_is_asked_first_each_time() -> None:
+    setup = users_desktops()
+    setup.poller.poll_quick()
+    for _ in range(3):
+        setup.poller.poll_slow()
+        setup.clock.now += 40
+    slow = [request for request in setup.server.requests if request.sections[0].kind is SectionKind.DESKTOPS]
+    assert [[section.user for section in request.sections] for request in slow] == [
+        ["alice", "bob"],
+        ["bob", "alice"],
+        ["alice", "bob"],
+    ]
+
+
 @pytest.mark.parametrize("code", [ErrorCode.COMMAND_MISSING, ErrorCode.TIMEOUT, ErrorCode.COMMAND])
 def test_one_users_desktops_that_fail_are_no_failure_of_the_others(code: ErrorCode) -> None:
     setup = users_desktops()

@@ -63,6 +63,7 @@ class TargetPoller:
             Lane(role, context, self._connection, self._writer, backoff) for role in (QUICK, SLOW)
         )
         self._since = monotonic()
+        self._turn = 0
 
     @property
     def counters(self) -> Counters:
@@ -130,10 +131,18 @@ class TargetPoller:
         kinds = self._slow.due() if self.connected else []
         users: tuple[str, ...] = ()
         if Kind.DESKTOPS in kinds and is_of_users(self.target, Kind.DESKTOPS):
-            users = self._writer.users
+            users = self._in_turn(self._writer.users)
             if not users:
                 kinds.remove(Kind.DESKTOPS)
         return self._slow.poll(PollOrder(tuple(kinds), users=users))
+
+    def _in_turn(self, users: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the users, another one first each time: where the time does not suffice for all, each is served."""
+        if not users:
+            return ()
+        first = self._turn % len(users)
+        self._turn += 1
+        return users[first:] + users[:first]
 
     def compare_with_reference(self) -> None:
         """Compare what the polls make of a server's records with X2Go's own query, where that is due."""

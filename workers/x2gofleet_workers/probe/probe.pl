@@ -9,7 +9,7 @@ package X2GoFleet::Probe;
 use strict;
 use warnings;
 use Errno    qw(EINTR EAGAIN);
-use Fcntl    qw(O_RDONLY O_NOFOLLOW O_NONBLOCK S_ISREG);
+use Fcntl    qw(O_RDONLY O_NOFOLLOW O_NONBLOCK S_ISDIR S_ISREG);
 use POSIX    qw(WNOHANG);
 use Time::HiRes ();
 
@@ -32,6 +32,8 @@ use constant {
     FLUSH_SECONDS        => 0.02,
     LOCK_WAIT_MS         => 1500,
     NAMES_KEPT_SECONDS   => 300,
+    LOOKUP_SECONDS       => 1,
+    DESKTOPS_SECONDS     => 5,
     MAX_HUNG_READERS     => 3,
     RECYCLE_ANSWER_BYTES => 4 * 1_048_576,
 };
@@ -549,6 +551,7 @@ sub packed_record {
 # --- the reader: agents' states and owners
 
 my (%names, %uids, $names_since);
+my $lookups_until = 0;
 
 # Whether a user id is that of a user name; undef where the name service does not know.
 sub uid_is {
@@ -557,6 +560,7 @@ sub uid_is {
     $names_since = now() unless %names || %uids;
     $names{$uid} = getpwuid $uid unless exists $names{$uid};
     return 1 if defined $names{$uid} && $names{$uid} eq $name;
+    return undef unless exists $uids{$name} || $lookups_until > now();
     $uids{$name} = getpwnam $name unless exists $uids{$name};
     return defined $uids{$name} ? $uids{$name} == $uid : undef;
 }
@@ -584,6 +588,7 @@ sub mounted_directories {
     my %found;
     while (my $line = <$file>) {
         my $point = (split / /, $line)[4];
+        $point =~ s/\\([0-7]{3})/chr oct $1/ge if defined $point;
         $found{$1} = 1 if defined $point && $point =~ m{\A((?:/tmp|/tmp-inst/[^/]+)/\.x2go-[^/]+)(?:\z|/C-[^/]+(?:/state)?\z)};
     }
     return \%found;
@@ -593,31 +598,42 @@ sub state_directory {
     my ($session, $user) = @_;
     return if "$session$user" =~ m{[/\0]} || $session eq '' || $user eq '';
     my $instance = "/tmp-inst/$user/.x2go-$user";
-    return -d '/tmp-inst' && -d $instance ? $instance : "/tmp/.x2go-$user";
+    my $mode = -d '/tmp-inst' ? (lstat $instance)[2] : undef;
+    return defined $mode && S_ISDIR($mode) ? $instance : "/tmp/.x2go-$user";
 }
 
-# The state word of an agent, and the signature of its file, taken before the file is read.
+# The signature of a state file, "-" where there is none; "link" where a directory above it is none: nothing behind a
+# link is looked at, since it may lie on a file system that does not answer.
+sub state_signature {
+    my ($place) = @_;
+    for my $directory (@$place[0, 1]) {
+        my $mode = (lstat $directory)[2];
+        return '-' unless defined $mode;
+        return 'link' unless S_ISDIR($mode);
+    }
+    return link_signature($place->[2]);
+}
+
+# The state word of an agent, where its file is, and the signature of the file, taken before it is read.
 sub agent_state {
     my ($session, $user, $mounted) = @_;
     $user = agent_user($session, $user);
     my $directory = state_directory($session, $user);
     return ('', '', '') unless defined $directory;
-    my $path = "$directory/C-$session/state";
+    my $place = [ $directory, "$directory/C-$session", "$directory/C-$session/state" ];
     return ('!mounted', '', '') if $mounted->{$directory};
-    my $signature = link_signature($path);
-    return ('', $path, $signature) if $signature eq '-';
-    for my $each ($directory, "$directory/C-$session") {
-        return ('!link', $path, $signature) if -l $each;
-    }
-    sysopen my $file, $path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK or return ('!unreadable', $path, $signature);
+    my $signature = state_signature($place);
+    return ('', $place, $signature) if $signature eq '-';
+    return ('!link', $place, $signature) if $signature eq 'link';
+    sysopen my $file, $place->[2], O_RDONLY | O_NOFOLLOW | O_NONBLOCK or return ('!unreadable', $place, $signature);
     my @found = stat $file;
-    return ('!special', $path, $signature) unless @found && S_ISREG($found[2]);
+    return ('!special', $place, $signature) unless @found && S_ISREG($found[2]);
     my $same = uid_is($found[4], $user);
-    return ('!owner', $path, $signature) if defined $same && !$same;
+    return ('!owner', $place, $signature) if defined $same && !$same;
     my $count = sysread $file, my $state, MAX_STATE_BYTES;
     $state = '' unless $count;
     $state =~ s/[^A-Z]+\z//;
-    return ($state =~ /\A[A-Z]*\z/ ? $state : '!content', $path, $signature);
+    return ($state =~ /\A[A-Z]*\z/ ? $state : '!content', $place, $signature);
 }
 
 # --- the reader: sections
@@ -630,8 +646,8 @@ my ($looked_at, $looks, $look_turn) = (undef, 0, 0);
 sub states_are {
     my ($listing) = @_;
     my $signatures = $listing->{signatures};
-    for my $index (0 .. $#{ $listing->{paths} }) {
-        return 0 if link_signature($listing->{paths}[$index]) ne $signatures->[$index];
+    for my $index (0 .. $#{ $listing->{places} }) {
+        return 0 if state_signature($listing->{places}[$index]) ne $signatures->[$index];
     }
     return 1;
 }
@@ -651,14 +667,15 @@ sub session_records {
     my ($config, $host, $comparable) = @_;
     my ($rows, $others, $left_out) = rows_of($config, 'sessions', $host);
     my $mounted = mounted_directories();
-    my (@packed, @ageless, @paths, @signatures);
+    $lookups_until = now() + LOOKUP_SECONDS;
+    my (@packed, @ageless, @places, @signatures);
     for my $row (@$rows) {
         my @column = map { defined $_ ? $_ : '' } @$row;
         my ($session, $user, $status, $pid) = @column[0, 1, 3, 9];
         my $state = '';
         if ($status eq 'R') {
-            ($state, my $path, my $signature) = agent_state($session, $user, $mounted);
-            if ($path ne '') { push @paths, $path; push @signatures, $signature }
+            ($state, my $place, my $signature) = agent_state($session, $user, $mounted);
+            if ($place ne '') { push @places, $place; push @signatures, $signature }
         }
         push @column, $status eq 'F' ? '' : foreign_agent($pid, $session, $user), $state;
         push @packed, packed_record(\@SESSION_LIMITS, @column);
@@ -669,7 +686,7 @@ sub session_records {
     my @safe = map { [ $_->[0], $_->[1] ] } $comparable ? @$rows : ();
     return {
         packed => \@packed, ageless => join('', $left_out, @ageless), others => $others, left_out => $left_out,
-        paths  => \@paths,  signatures => \@signatures, names => \@safe,
+        places => \@places, signatures => \@signatures, names => \@safe,
     };
 }
 
@@ -703,7 +720,7 @@ sub section_sessions {
         return (\@facts, [], '', words(status => 'same', signature => $token));
     }
     my $new = remember(
-        backend => $config->{backend}, base => $base, paths => $found->{paths}, signatures => $found->{signatures},
+        backend => $config->{backend}, base => $base, places => $found->{places}, signatures => $found->{signatures},
         ageless => $config->{backend} eq 'sqlite' ? '' : $found->{ageless},
     );
     my ($lines, @source) = ('', source => 'records');
@@ -778,11 +795,11 @@ sub has_changed {
         $looked_at = $listing;
         return 1 if $found->{ageless} ne $listing->{ageless};
     }
-    my $paths = $looked_at->{paths};
-    return 0 unless @$paths;
-    for (1 .. @$paths < STATES_PER_LOOK ? @$paths : STATES_PER_LOOK) {
-        my $index = $look_turn++ % @$paths;
-        return 1 if link_signature($paths->[$index]) ne $looked_at->{signatures}[$index];
+    my $places = $looked_at->{places};
+    return 0 unless @$places;
+    for (1 .. @$places < STATES_PER_LOOK ? @$places : STATES_PER_LOOK) {
+        my $index = $look_turn++ % @$places;
+        return 1 if state_signature($places->[$index]) ne $looked_at->{signatures}[$index];
     }
     return 0;
 }
@@ -1024,7 +1041,10 @@ sub user_mounts {
 sub desktops {
     my ($left, $user) = @_;
     return captured($left->(), \&read_input, 'x2golistdesktops') unless defined $user;
-    return captured($left->(), \&read_input, 'su', '-s', '/bin/sh', '-c', $DESKTOPS, '--', $user);
+    # One user's command must not use up the time of the others.
+    my $seconds = $left->();
+    $seconds = DESKTOPS_SECONDS if $seconds > DESKTOPS_SECONDS;
+    return captured($seconds, \&read_input, 'su', '-s', '/bin/sh', '-c', $DESKTOPS, '--', $user);
 }
 
 sub own_section {
