@@ -22,7 +22,8 @@ from .postgres_farm import ADMIN_PASSWORD_FILE, ADMIN_ROLE, PostgresFarm, config
 SNAPSHOTS = 300
 # A failure that passes: polls are requested here, so their own schedule may be slow.
 RARELY = {"sessions": 30, "load": 30, "mounts": 30}
-PATIENT = {"deadline": 20}
+# Without notices: a look between polls would connect before a fault begins.
+PATIENT = {"deadline": 20, "notices": False}
 
 Fault = Callable[[PostgresFarm], AbstractContextManager[object]]
 
