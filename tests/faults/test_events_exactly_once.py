@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import time
@@ -57,11 +58,15 @@ class Driver:
     draw: random.Random
     done: list[Told] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
+    starting: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
     suspended: list[str] = field(default_factory=list)
 
     def change(self) -> None:
         """Make one change and note what is to be told of it."""
+        if self.starting:
+            self._finish_start()
+            return
         choices = [self._start]
         if self.running:
             choices += [self._suspend, self._end]
@@ -72,11 +77,16 @@ class Driver:
     def _start(self) -> None:
         # A display of its own, so that its name is new also within the same second.
         ready = self.draw.random() < 0.5
-        name = self.server.start_session(f"user{len(self.done):03}", ready=ready)
+        # It starts until that is told: a start that ends while nobody polls is told as one event.
+        name = self.server.start_session(f"user{len(self.done):03}", ready=ready, starting_seconds=math.inf)
         self.done.append(("started", name))
-        if not ready:
-            self.done.append(("changed", name))
+        (self.running if ready else self.starting).append(name)
+
+    def _finish_start(self) -> None:
+        name = self.starting.pop()
+        self.server.make_ready(name)
         self.running.append(name)
+        self.done.append(("changed", name))
 
     def _suspend(self) -> None:
         name = self.running.pop(self.draw.randrange(len(self.running)))
@@ -125,7 +135,13 @@ def drive(drivers: dict[str, Driver], listener: Listener, changes: int) -> float
                 left[name] -= 1
         return not any(left.values()) and all(driver.told == driver.done for driver in drivers.values())
 
-    return wait_until(all_done, f"{changes} changes on each server are told", 2 * HANG_SECONDS)
+    def missing() -> dict[str, list[Told]]:
+        return {name: left for name, driver in drivers.items() if (left := driver.done[len(driver.told) :])}
+
+    try:
+        return wait_until(all_done, f"{changes} changes on each server are told", 2 * HANG_SECONDS)
+    except AssertionError as exc:
+        raise AssertionError(f"{exc}; not told: {missing()}") from None
 
 
 def drivers_of(simulation: RunningSimulation) -> dict[str, Driver]:

@@ -87,11 +87,30 @@ class ServerModel:
         session_type: str = "DMATE",
         *,
         ready: bool = False,
+        starting_seconds: float = STARTING_SECONDS,
         mounts: Sequence[tuple[str, str]] = (),
         shared_with: Sequence[str] = (),
     ) -> str:
-        """Start a session and return its name; ``ready`` skips the time in which its pid and ports are empty."""
-        return self._start(self._clock(), username, session_type, ready=ready, mounts=mounts, shared_with=shared_with)
+        """Start a session and return its name.
+
+        ``ready`` skips the time in which its pid and ports are empty; ``starting_seconds`` says how long that is
+        (infinite: until ``make_ready``).
+        """
+        return self._start(
+            self._clock(),
+            username,
+            session_type,
+            ready=ready,
+            starting_seconds=starting_seconds,
+            mounts=mounts,
+            shared_with=shared_with,
+        )
+
+    def make_ready(self, name: str) -> None:
+        """End a session's start; ValueError where it is not starting, KeyError where there is none."""
+        if not self.session(name).is_starting:
+            raise ValueError(f"{name} is not starting on {self.server_id}")
+        self._become_ready(self._clock(), name)
 
     def start_shadow(self, watcher: str, watched: str, *, full_access: bool = True, ready: bool = False) -> str:
         """Start a session of ``watcher`` that shows the session named ``watched``, and return its name."""
@@ -219,6 +238,7 @@ class ServerModel:
         session_type: str,
         *,
         ready: bool,
+        starting_seconds: float = STARTING_SECONDS,
         mounts: Sequence[tuple[str, str]] = (),
         shared_with: Sequence[str] = (),
     ) -> str:
@@ -241,7 +261,7 @@ class ServerModel:
         if ready:
             self._become_ready(when, name)
         else:
-            self._push(when + STARTING_SECONDS, "ready", name)
+            self._push(when + starting_seconds, "ready", name)
         return name
 
     def _become_ready(self, when: float, name: str) -> None:

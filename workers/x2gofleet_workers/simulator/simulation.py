@@ -147,6 +147,10 @@ class ServerHandle:
         """Start a session that shows the one named ``watched``, and return its name."""
         return self._running.call(lambda: self._server.model.start_shadow(watcher, watched, **details))
 
+    def make_ready(self, name: str) -> None:
+        """End the start of a session that was started with ``starting_seconds``."""
+        self._running.call(lambda: self._server.model.make_ready(name))
+
     def suspend(self, name: str) -> None:
         """Suspend a running session."""
         self._running.call(lambda: self._server.model.suspend(name))
