@@ -97,20 +97,25 @@ def _is_steady(port: int, polls_per_second: float) -> bool:
     return (_confirmed(port) - polls) / (time.perf_counter() - started) > 0.9 * polls_per_second
 
 
+def _free_port() -> int:
+    """Return a port that nobody has; asked for only when the simulated servers have theirs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def measure(targets: int, interval: float) -> Measured:
     """Poll ``targets`` unchanging simulated servers for some seconds."""
     cpus = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="x2gofleet-bench-") as name, EmbeddedValkey() as valkey:
         directory = Path(name)
         inventory = directory / "fleet.toml"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         simulate = ("simulate", "--servers", str(targets), "--sessions", str(2 * targets), "--pace", "0")
         with _process(cpus[-1], *simulate, "--write-inventory", str(inventory), log=directory / "simulator.log"):
             _until(lambda: inventory.exists() and "[profiles.all]" in inventory.read_text(), "the simulated servers")
             with inventory.open("a") as file:
                 file.write(f"\n[intervals]\nsessions = {interval}\nload = 0\nmounts = 0\n")
+            port = _free_port()
             run = ("run", "--inventory", str(inventory), "--redis-url", valkey.url, "--metrics-port", str(port))
             with _process(cpus[0], *run, log=directory / "worker.log") as worker:
                 client = client_from_url(valkey.url, command_timeout_seconds=5.0)
