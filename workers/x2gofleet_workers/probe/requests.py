@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -130,6 +130,7 @@ class Request:
     sections: tuple[SectionRequest, ...]
     seconds: int
     watch: bool = False
+    _encoded: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.seconds <= MAX_SECONDS:
@@ -139,11 +140,15 @@ class Request:
         others = any(section.user or section.kind is SectionKind.REFERENCE for section in self.sections)
         if others and self.scope is Scope.USER:
             raise ValueError("in user scope there are no desktops of another user and no reference")
-        if len(self.encode()) > MAX_WORDS_BYTES:
+        object.__setattr__(self, "_encoded", self._encode())
+        if len(self._encoded) > MAX_WORDS_BYTES:
             raise ValueError(f"expected a request of at most {MAX_WORDS_BYTES} bytes")
 
     def encode(self) -> bytes:
         """Return the request as the payload of a frame of type Q."""
+        return self._encoded
+
+    def _encode(self) -> bytes:
         head: list[tuple[str, str | int]] = [("scope", self.scope), ("seconds", self.seconds)]
         if self.watch:
             head.append(("watch", 1))

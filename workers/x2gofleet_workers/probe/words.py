@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from urllib.parse import unquote_to_bytes
 
 from x2gofleet.errors import NotProven
 
 MAX_WORDS = 16
+_REMEMBERED = 8192
+_REMEMBERED_BYTES = 256
 _SPECIAL = re.compile(rb"[^A-Za-z0-9._-]")
 _WORD = re.compile(rb"([a-z_]{1,32})=([A-Za-z0-9._-]*(?:%[0-9A-F]{2}[A-Za-z0-9._-]*)*)")
 _NUMBER = re.compile(rb"[0-9]{1,10}")
@@ -24,15 +28,23 @@ def encode_words(pairs: Iterable[tuple[str, str | int | bytes]]) -> bytes:
 
 def _encoded(value: str | int | bytes) -> bytes:
     raw = value if isinstance(value, bytes) else str(value).encode()
+    if _SPECIAL.search(raw) is None:
+        return raw
     return _SPECIAL.sub(lambda found: b"%%%02X" % found[0][0], raw)
 
 
-def decode_words(payload: bytes, where: str, known: Iterable[str]) -> dict[str, bytes]:
+def decode_words(payload: bytes, where: str, known: tuple[str, ...]) -> Mapping[str, bytes]:
     """Return the values by key.
 
     ``where`` says for a message what the words belong to. Raises NotProven for what is not words, for a key that is
     not one of ``known`` and for one that comes twice.
     """
+    # The words of an unchanged poll are those of the poll before.
+    decode = _decoded_before if len(payload) <= _REMEMBERED_BYTES else _decoded
+    return decode(payload, where, known)
+
+
+def _decoded(payload: bytes, where: str, known: tuple[str, ...]) -> Mapping[str, bytes]:
     found: dict[str, bytes] = {}
     if payload.count(b" ") >= MAX_WORDS:
         raise NotProven(f"{where}: expected at most {MAX_WORDS} words, got {payload.count(b' ') + 1}")
@@ -46,7 +58,10 @@ def decode_words(payload: bytes, where: str, known: Iterable[str]) -> dict[str, 
         if key not in known:
             raise NotProven(f"{where}: expected words of {', '.join(known)}, got {key!r}")
         found[key] = unquote_to_bytes(value) if b"%" in value else value
-    return found
+    return MappingProxyType(found)
+
+
+_decoded_before = lru_cache(maxsize=_REMEMBERED)(_decoded)
 
 
 def text_of(words: Mapping[str, bytes], key: str) -> str:
