@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, PATIENT, wait_until
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, PATIENT, SLACK_SECONDS, wait_until
 from x2gofleet import FleetCache, Snapshot
 from x2gofleet.connection import client_from_url
 from x2gofleet.keys import Keys
@@ -25,7 +25,7 @@ from x2gofleet.kinds import Kind
 
 LEASE_SECONDS = 6.0
 TICK_SECONDS = 1.0
-BUSY_SECONDS = 3.0
+BUSY_SECONDS = SLACK_SECONDS
 """What a machine with two busy cores may take longer than an idle one."""
 
 

@@ -118,4 +118,4 @@ def no_redis(site: Site) -> Iterator[None]:
         yield
     finally:
         site.valkey.start()
-        site.polled.wait_until(lambda: site.polled.cache.is_cached(PROFILE), "all to be cached anew", seconds=30)
+        site.polled.wait_until(lambda: site.polled.cache.is_cached(PROFILE), "all to be cached anew")

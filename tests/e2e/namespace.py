@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.waiting import HANG_SECONDS
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _UNSHARE = [
@@ -53,7 +55,7 @@ class NamespaceError(Exception):
     """A namespace could not be made, or a command in it failed; carries what the command printed."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, timeout_seconds: float = 15.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, *, timeout_seconds: float = HANG_SECONDS) -> None:
     """Return once `condition()` is true; TimeoutError naming `what` when it never became so."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():

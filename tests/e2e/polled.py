@@ -13,7 +13,7 @@ from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.polling import TargetPoller
 from x2gofleet_workers.worker import Worker, WorkerSettings
 
-from tests.waiting import LOOKUP_SECONDS, PATIENT
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, PATIENT
 from x2gofleet import FleetCache
 from x2gofleet.connection import client_from_url
 from x2gofleet.kinds import Kind
@@ -96,7 +96,7 @@ class PolledFleet:
         self.cache.close()
         self.redis.close()
 
-    def wait_until(self, condition: Callable[[], object], what: str, *, seconds: float = 15.0) -> None:
+    def wait_until(self, condition: Callable[[], object], what: str, *, seconds: float = HANG_SECONDS) -> None:
         """Return once `condition()` is true."""
         wait_until(lambda: bool(condition()), what, timeout_seconds=seconds)
 
@@ -123,7 +123,7 @@ class PolledFleet:
         server: str = "ts01",
         *,
         username: str | None = None,
-        seconds: float = 15.0,
+        seconds: float = HANG_SECONDS,
     ) -> Snapshot:
         """The first snapshot of a poll that began after this call."""
         asked_ms = self.now_ms()
@@ -138,7 +138,7 @@ class PolledFleet:
         self.wait_until(has_come, f"the next poll of {kind} of {server}", seconds=seconds)
         return found[0]
 
-    def next_polls(self, number: int, target: str = "ts01", *, seconds: float = 15.0) -> None:
+    def next_polls(self, number: int, target: str = "ts01", *, seconds: float = HANG_SECONDS) -> None:
         """Return once that many confirmations that nothing changed were stored from now on."""
         counters = self.poller(target).counters
         goal = counters.confirmed + number
@@ -152,7 +152,7 @@ class PolledFleet:
         """What is known of a target."""
         return next(found for status in self.cache.servers() for found in status.targets if found.id == target)
 
-    def wait_for_error(self, error_class: str, target: str = "ts01", *, seconds: float = 15.0) -> TargetStatus:
+    def wait_for_error(self, error_class: str, target: str = "ts01", *, seconds: float = HANG_SECONDS) -> TargetStatus:
         """Return the target's status once its newest failure is of `error_class`."""
 
         def has_come() -> bool:

@@ -266,7 +266,7 @@ def test_after_flushall_a_full_listing_comes_within_the_same_tick(
         assert now.counters.full_listings == 1
         assert poller.counters.full_listings == listings
     # The inventory that readers need comes back as well, long before its next turn.
-    polled.wait_until(lambda: polled.cache.profiles(), "the inventory", seconds=5)
+    polled.wait_until(lambda: polled.cache.profiles(), "the inventory")
     sessions = polled.cache.list_sessions(profile_name=PROFILE)
     assert sessions is not None
     assert list(sessions) == [name]

@@ -79,7 +79,7 @@ def assert_recovers(polled: PolledFleet, name: str) -> None:
         status = polled.status()
         return status.up is True and not status.error_class and shown(polled) == {name}
 
-    polled.wait_until(is_well, "the end of the failure", seconds=30)
+    polled.wait_until(is_well, "the end of the failure")
     assert polled.status().failures == 0
 
 

@@ -161,7 +161,7 @@ def test_a_hung_server_and_a_redis_that_is_down_do_not_stop_logins(site: Site) -
             resumed = daemon.select("alice", PROFILE)
             assert listed == usual
             assert place_of(site, resumed) == "ts02"
-            site.polled.wait_until(lambda: site.polled.status("ts03").up is False, "ts03 to be down", seconds=30)
+            site.polled.wait_until(lambda: site.polled.status("ts03").up is False, "ts03 to be down")
             new = [daemon.select(f"user{number}", PROFILE) for number in range(4)]
             # With alice's session five in all, on the two that are left.
             assert Counter(place_of(site, each) for each in new)["ts01"] in (2, 3)

@@ -27,7 +27,7 @@ from x2gofleet_workers.hints import HintTeller
 
 from tests.faults.test_clock_steps import SteppedClock
 from tests.processes import OwnValkey
-from tests.waiting import HANG_SECONDS, wait_until
+from tests.waiting import HANG_SECONDS, SLACK_SECONDS, wait_until
 from tests.wires import Wire
 from x2gofleet import CacheUnavailable, FleetCache
 from x2gofleet.aio import AsyncFleetCache
@@ -46,7 +46,7 @@ TTL_SECONDS = 2.0
 WRITE_SECONDS = 0.1
 # How often the same listing is confirmed before another one is stored.
 CONFIRMED = 4
-HEALED_SECONDS = 3.0
+HEALED_SECONDS = 3.0 + SLACK_SECONDS
 # Redis counts in ms, and takes the time of a command as that of the beginning of its batch.
 TOLERANCE_SECONDS = 0.05
 STATE_TTL_MS = 60_000

@@ -11,13 +11,13 @@ import pytest
 from x2gofleet_workers.ownership import LEASE_TTL_SECONDS
 
 from tests.processes import LiveFleet, live_fleet
-from tests.waiting import wait_until
+from tests.waiting import SLACK_SECONDS, wait_until
 
 pytestmark = pytest.mark.faults
 
 SERVERS = 6
 INTERVAL_SECONDS = 1.0
-FULL_WITHIN_SECONDS = INTERVAL_SECONDS + 3.0
+FULL_WITHIN_SECONDS = INTERVAL_SECONDS + SLACK_SECONDS
 TTL_SECONDS = 15.0
 LONGER_THAN_LEASES = LEASE_TTL_SECONDS + 1.5
 LONGER_THAN_SNAPSHOTS = TTL_SECONDS + 2.0

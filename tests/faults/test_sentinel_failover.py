@@ -11,7 +11,7 @@ import pytest
 
 from tests.processes import LiveFleet
 from tests.topologies import SERVICE, SentinelGroup, ServerProcess, sentinel_group
-from tests.waiting import wait_until
+from tests.waiting import SLACK_SECONDS, wait_until
 from tests.watching import Watch, check_owned, working_fleet
 from x2gofleet.cache import FleetCache
 from x2gofleet.connection import link_from_url
@@ -127,7 +127,7 @@ def test_what_readers_are_told_without_a_master() -> None:
             told, seconds = refusal(lambda: cache.is_cached("all"))
         assert told.reason is Unavailable.NO_MASTER
         assert f"'{SERVICE}'" in str(told)
-        assert seconds < 2.0, "a call ends within its deadline where every sentinel hangs"
+        assert seconds < SLACK_SECONDS, "a call ends within its deadline where every sentinel hangs"
 
 
 def test_sentinels_and_servers_that_want_passwords() -> None:

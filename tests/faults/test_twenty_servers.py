@@ -199,5 +199,5 @@ def test_outages_are_retried_within_seconds_and_faults_of_the_set_up_slowly(
     assert all(states[name].failures <= 2 for name in setups)
     for name in outages:
         simulation.server(name).clear_fault()
-    wait_until(lambda: all({each.id: each.up for each in cache.servers()}[name] for name in outages), "outages end", 30)
+    wait_until(lambda: all({each.id: each.up for each in cache.servers()}[name] for name in outages), "outages end")
     assert psutil.pid_exists(worker.process.pid)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import LOOKUP_SECONDS
+from tests.waiting import HANG_SECONDS, LOOKUP_SECONDS, SLACK_SECONDS
 from x2gofleet import AsyncFleetCache, CacheUnavailable
 
 from .reader import CountingProxy, OwnValkey, StubWorker, row
@@ -174,16 +174,14 @@ def test_a_redis_that_hangs_does_not_hold_the_event_loop(hanging: OwnValkey) -> 
             answers = await asyncio.gather(*calls, return_exceptions=True)
             took = time.monotonic() - started
             assert [type(answer) for answer in answers] == [CacheUnavailable] * 3
-            started = time.monotonic()
             with pytest.raises(CacheUnavailable, match="not tried again"):
                 await cache.is_cached("mate")
-            assert time.monotonic() - started < 0.15
         over.set()
         await ticking
         return gaps, took
 
     gaps, took = asyncio.run(ask())
-    assert took < 1.0
+    assert took < SLACK_SECONDS
     assert len(gaps) > 20, "the loop went round while the answers were waited for"
 
 
@@ -201,7 +199,7 @@ def test_a_cancelled_trial_leaves_the_breaker_to_the_next(hanging: OwnValkey) ->
             trial.cancel()
             hanging.resume()
             started = time.monotonic()
-            while time.monotonic() - started < 5:
+            while time.monotonic() - started < HANG_SECONDS:
                 try:
                     assert await cache.profiles() == ()
                     return

@@ -162,9 +162,9 @@ def start(simulation: RunningSimulation, valkey: OwnValkey, tmp_path: Path) -> I
     """Starts a worker on all servers; stopped with the test."""
     workers: list[WorkerProcess] = []
 
-    def run(*, url: str = "") -> WorkerProcess:
+    def run(*, url: str = "", deadline_seconds: float = DEADLINE_SECONDS) -> WorkerProcess:
         path = tmp_path / "short.toml"
-        text = simulation.inventory.read_text().replace("[defaults]\n", f"[defaults]\ndeadline = {DEADLINE_SECONDS}\n")
+        text = simulation.inventory.read_text().replace("[defaults]\n", f"[defaults]\ndeadline = {deadline_seconds}\n")
         path.write_text(f"{text}\n[intervals]\nsessions = {SESSIONS_SECONDS}\nload = 0.2\nmounts = 0.5\n")
         workers.append(WorkerProcess(path, url or valkey.url, tmp_path / f"worker-{len(workers)}.log"))
         return workers[-1]
@@ -213,7 +213,7 @@ def test_a_healthy_worker(worker: WorkerProcess, simulation: RunningSimulation, 
     worker.moves("x2gofleet_redis_seconds_count{operation=renew}", "leases are renewed")
     for kind in ("sessions", "load", "mounts"):
         age = first[f"x2gofleet_oldest_snapshot_age_seconds{{kind={kind}}}"]
-        assert 0 < age < 5.0, kind
+        assert 0 < age < SLACK_SECONDS, kind
     assert "x2gofleet_oldest_snapshot_age_seconds{kind=desktops}" not in first
     (inventory,) = (series for series in first if series.startswith("x2gofleet_inventory_info"))
     assert inventory.removesuffix("}").rpartition("=")[2] in cache_version(cache)
@@ -340,7 +340,7 @@ def test_a_slow_server_overlaps_its_runs_and_is_timed(start: Start, simulation: 
 
 def test_targets_that_were_not_tried_yet_make_it_unready(start: Start, simulation: RunningSimulation) -> None:
     simulation.server("ts01").set_fault("hang")
-    worker = start()
+    worker = start(deadline_seconds=SLACK_SECONDS)
     said = f"1 of {SERVERS} owned targets were not tried yet\n"
     wait_until(lambda: worker.get("/ready") == (503, said), "one server keeps the worker waiting")
     assert worker.healthcheck("/ready") == (1, said)
@@ -382,7 +382,7 @@ def test_a_flushed_redis_is_absent_lost_and_filled_again(worker: WorkerProcess, 
 def test_without_redis_a_worker_is_alive_and_not_ready(worker: WorkerProcess, valkey: OwnValkey) -> None:
     heartbeats = "x2gofleet_redis_seconds_count{operation=heartbeat}"
     valkey.kill()
-    wait_until(lambda: worker.get("/ready")[0] == 503, "the worker is not ready", seconds=5)
+    wait_until(lambda: worker.get("/ready")[0] == 503, "the worker is not ready")
     status, text = worker.get("/ready")
     assert status == 503
     assert text.count("\n") == 1

@@ -186,7 +186,7 @@ def test_a_snapshot_that_was_old_when_it_was_written_expires_by_when_it_was_read
     found = cache.list_sessions(profile_name="mate")
     if found is not None:
         assert 29.8 <= found.oldest_age <= 30.0
-    wait_until(lambda: cache.list_sessions(profile_name="mate") is None, seconds=15.0)
+    wait_until(lambda: cache.list_sessions(profile_name="mate") is None)
 
 
 # How it is asked
