@@ -122,7 +122,8 @@ def _work(keys: Keys) -> tuple[Right, ...]:
         Right(
             (
                 *("time", "scan", *scripts),
-                *("get", "set", "del", "hget", "hmget", "hset", "hdel", "hincrby", "xadd", "pexpire", "pexpireat"),
+                *("get", "set", "del", "hget", "hmget", "hset", "hdel", "hincrby", "pexpire", "pexpireat"),
+                *("xadd", "xlen", "xrevrange"),
             ),
             (*_of_targets(keys), keys.fence("*")),
         ),

@@ -280,7 +280,8 @@ class FleetCache:
     def events(self, *, since: str | None = None, server: str | None = None, limit: int = 1000) -> Events:
         """Return what changed after ``since``, the cursor of an earlier call; all that is kept where it is None.
 
-        Each server's events are in order; a stream keeps about 1000 entries for a week. ``limit`` is per target.
+        Each server's events are in order; a stream keeps about 1000 entries for a week, in equal shares for its users:
+        ``Event.missed_since`` says what was left out. ``limit`` is per target.
         Raises ValueError for what is no cursor, CacheUnavailable, SnapshotCorrupt.
         """
         return self._run(self._questions.events(since=since, server=server, limit=limit))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,7 @@ from x2gofleet.parsing import parse_sessions
 from x2gofleet.rows import SessionInfo
 
 _GONE = frozenset("F")
+_LEFT_OUT = re.compile(r"[1-9][0-9]{0,14}")
 _STREAM_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 
 
@@ -49,6 +51,10 @@ class Event:
 
     ``at_ms``: when the poll that saw it began, ms on the clock of Redis. ``session``, ``username`` and ``status`` are
     empty for the events of a server. ``text`` is the error of a server that went down.
+
+    ``left_out``: how many events of the same user before this one are not in the stream, because she had more than her
+    share of it; of the first event of a stream also those of users of whom nothing is left. ``left_out_to`` is the id
+    of the newest of these.
     """
 
     kind: EventKind
@@ -59,6 +65,8 @@ class Event:
     status: str
     text: str
     id: str
+    left_out: int = 0
+    left_out_to: str = ""
 
     @property
     def server(self) -> str:
@@ -68,8 +76,18 @@ class Event:
     @property
     def order(self) -> tuple[int, int]:
         """Orders events: the time of Redis in ms when it was written, and a number within that."""
-        milliseconds, _, number = self.id.partition("-")
-        return int(milliseconds), int(number)
+        return _order(self.id)
+
+    def missed_since(self, cursor: str | None) -> int:
+        """Return how many events before this one were left out, for one who has read on to ``cursor``.
+
+        0 where ``cursor`` lies behind all of them, so that nothing was missed; else one at least, and at most so many.
+        Raises ValueError for what is no cursor.
+        """
+        position = decode_cursor(cursor).get(self.target)
+        if not self.left_out or (position is not None and _order(position) >= _order(self.left_out_to)):
+            return 0
+        return self.left_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +142,34 @@ def _stable(row: SessionInfo) -> tuple[object, ...]:
     )
 
 
+def equal_shares(changes: Sequence[Change], most: int) -> tuple[tuple[Change, int], ...]:
+    """Return at most ``most`` changes, of each user the last ones, and how many of hers before each are left out.
+
+    The shares are those of lua/parts/events.lua: more could not stay in the stream. Of more than ``most`` users the
+    first changes are left out, which the first that stays counts too.
+    """
+    counts = Counter(change.username for change in changes)
+    share, room = len(changes), most
+    for index, count in enumerate(sorted(counts.values())):
+        share = room // (len(counts) - index)
+        if count > share:
+            break
+        room -= count
+    else:
+        return tuple((change, 0) for change in changes)
+    share = max(share, 1)
+    surplus = {user: count - share for user, count in counts.items() if count > share}
+    first, passed = dict(surplus), Counter[str]()
+    found: list[tuple[Change, int]] = []
+    for change in changes:
+        passed[change.username] += 1
+        if passed[change.username] > surplus.get(change.username, 0):
+            found.append((change, first.pop(change.username, 0)))
+    gone, found = found[:-most], found[-most:]
+    lost = sum(1 + left_out for _, left_out in gone)
+    return ((found[0][0], found[0][1] + lost), *found[1:])
+
+
 def encode_cursor(positions: Mapping[str, str]) -> str:
     """Return an opaque cursor for the last entry seen of each target's stream."""
     return base64.urlsafe_b64encode(json.dumps(dict(sorted(positions.items()))).encode()).decode()
@@ -147,6 +193,11 @@ def decode_cursor(cursor: str | None) -> dict[str, str]:
     raise ValueError("since= is no cursor of an earlier events() call")
 
 
+def _order(stream_id: str) -> tuple[int, int]:
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number)
+
+
 def _is_stream_id(value: object) -> bool:
     if not isinstance(value, str):
         return False
@@ -161,6 +212,7 @@ def decode_entry(target: str, entry: Sequence[object]) -> Event:
         raise ValueError("no entry of a stream")
     items = iter(flat)
     fields = {key.decode(): value.decode("utf-8", "replace") for key, value in zip(items, items, strict=True)}
+    left_out, left_out_to = _mark(fields, name.decode())
     return Event(
         EventKind(fields["kind"]),
         target,
@@ -170,4 +222,14 @@ def decode_entry(target: str, entry: Sequence[object]) -> Event:
         fields.get("status", ""),
         fields.get("text", ""),
         name.decode(),
+        left_out,
+        left_out_to,
     )
+
+
+def _mark(fields: Mapping[str, str], stream_id: str) -> tuple[int, str]:
+    """Return what an entry says of events that are left out; of what no worker wrote, nothing."""
+    text, to = fields.get("left_out", ""), fields.get("left_out_to", stream_id)
+    if _LEFT_OUT.fullmatch(text) is None or not _is_stream_id(to):
+        return 0, ""
+    return int(text), to

@@ -21,7 +21,7 @@ from typing import Any, cast
 import redis
 
 from x2gofleet.connection import Command, Link, link_of, unavailable
-from x2gofleet.events import Change
+from x2gofleet.events import Change, equal_shares
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.hints import hint_field
 from x2gofleet.keys import Keys, server_of
@@ -106,8 +106,13 @@ class Member:
 class Script:
     """One Lua script: EVALSHA, and EVAL where the server doesn't know it."""
 
-    def __init__(self, name: str) -> None:
-        self.text = resources.files("x2gofleet").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    def __init__(self, name: str, *, part: str | None = None) -> None:
+        """Read ``lua/<name>.lua``, after ``lua/parts/<part>.lua`` whose functions it uses."""
+        folder = resources.files("x2gofleet").joinpath("lua")
+        files = [folder.joinpath(f"{name}.lua")]
+        if part is not None:
+            files.insert(0, folder.joinpath("parts", f"{part}.lua"))
+        self.text = "".join(file.read_text(encoding="utf-8") for file in files)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def run(self, link: Link, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
@@ -129,8 +134,9 @@ def _entries(listing: Listing) -> str:
             [
                 *("kind", change.kind.value, "at", at, "session", change.session),
                 *("username", change.username, "status", change.status),
+                *(("left_out", str(left_out)) if left_out else ()),
             ]
-            for change in listing.changes
+            for change, left_out in equal_shares(listing.changes, EVENTS_KEPT)
         ]
     )
 
@@ -177,7 +183,7 @@ class Store:
         self.clock = RedisClock()
         self._clocks: dict[str, RedisClock] = {}
         self._acquire, self._renew, self._release = Script("acquire"), Script("renew"), Script("release")
-        self._store, self._confirm, self._fail = Script("store"), Script("confirm"), Script("fail")
+        self._store, self._confirm, self._fail = (Script(name, part="events") for name in ("store", "confirm", "fail"))
         self._discard, self._publish = Script("discard"), Script("publish")
         self._seq = itertools.count(1)
 

@@ -44,7 +44,7 @@ from x2gofleet.hints import Hint
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
 from x2gofleet.snapshot import digest_of
-from x2gofleet.store import Lease, Listing, Outcome, Store
+from x2gofleet.store import EVENTS_KEPT, Lease, Listing, Outcome, Store
 
 from .conftest import PATIENT_SECONDS
 from .reader import LOAD, Request, StubWorker, row
@@ -334,9 +334,11 @@ def write(url: str, keys: Keys) -> None:
         store.fail(
             lease, [Kind.SESSIONS], failed_at_ms=store.sync_clock(), state_ttl_ms=90_000, error_class="E", error_text=""
         )
-        change = Change(EventKind.STARTED, "s", "alice", "R")
-        found = listing(store.sync_clock(), row(), replaces="", changes=(change,))
-        assert store.store(lease, store.next_seq(), found) is Outcome.STORED
+        # So many that the stream is cut.
+        changes = (Change(EventKind.STARTED, "s", "alice", "R"),) * EVENTS_KEPT
+        for replaces in ("", "*"):
+            found = listing(store.sync_clock(), row(), replaces=replaces, changes=changes)
+            assert store.store(lease, store.next_seq(), found) is Outcome.STORED
         assert store.stored("ts01", Kind.SESSIONS) == (found.digest, found.stdout)
         assert store.recorded_host_name("ts01") == ""
         store.fail(
@@ -641,11 +643,38 @@ def test_a_right_that_is_missing_is_told_as_such(server: Server, keys: Keys) -> 
     assert told.value.reason is Unavailable.NO_PERMISSION
 
 
+def worker_without(server: Server, keys: Keys, users: ExitStack, *commands: str) -> Store:
+    """Return the writes of a worker who may do less than its role."""
+    url = users.enter_context(user_of(server.client, server.url, keys.namespace, Role.WORKER))
+    raw(server.client, "ACL", "SETUSER", unquote(urlsplit(url).username or ""), *commands)
+    return Store(users.enter_context(client_from_url(url, **PATIENT)), keys, "w1")
+
+
+@pytest.mark.parametrize("missing", [["-xlen", "-xrevrange"], ["-xlen"], ["-xrevrange"]], ids="".join)
+def test_with_the_rules_of_a_version_that_did_not_cut_streams_they_are_bounded_by_age(
+    server: Server, keys: Keys, missing: list[str]
+) -> None:
+    with ExitStack() as users:
+        store = worker_without(server, keys, users, *missing)
+        lease = store.acquire("ts01", ttl_ms=60_000)
+        assert isinstance(lease, Lease)
+        for number in range(5):
+            changes = tuple(
+                Change(EventKind.STARTED, f"s{number * EVENTS_KEPT + each}", "alice", "R")
+                for each in range(EVENTS_KEPT)
+            )
+            found = listing(store.sync_clock(), row(), changes=changes)
+            assert store.store(lease, store.next_seq(), found) is Outcome.STORED
+        events: Any = server.client.xrange(keys.events("ts01"))
+        assert 3 * EVENTS_KEPT <= len(events) < 4 * EVENTS_KEPT
+        names = [f"s{number}".encode() for number in range(5 * EVENTS_KEPT)]
+        assert [fields[b"session"] for _, fields in events] == names[-len(events) :]
+        raw(server.client, "ACL", "LOG", "RESET")
+
+
 def test_a_right_that_a_script_misses_is_told_as_such(server: Server, keys: Keys) -> None:
     with ExitStack() as users:
-        url = users.enter_context(user_of(server.client, server.url, keys.namespace, Role.WORKER))
-        store = Store(users.enter_context(client_from_url(url)), keys, "w1")
-        raw(server.client, "ACL", "SETUSER", unquote(urlsplit(url).username or ""), "-hmget")
+        store = worker_without(server, keys, users, "-hmget")
         with pytest.raises(CacheUnavailable, match="lacks a right, x2gofleet acl prints") as told:
             store.acquire("ts01", ttl_ms=1000)
         assert told.value.reason is Unavailable.NO_PERMISSION

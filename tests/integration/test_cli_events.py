@@ -135,6 +135,7 @@ class TestOnce:
             "user": "bob",
             "status": "running",
             "error": None,
+            "left_out": 0,
         }
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", started["time"])
         assert (down["event"], down["session"], down["status"]) == ("server_down", None, None)
@@ -157,6 +158,31 @@ def test_more_than_one_page(run: Run, fleet: Any, redis_client: redis.Redis, key
     pipeline.pexpire(keys.events("ts01"), 60_000)
     pipeline.execute()
     assert [each["session"] for each in json.loads(run("--json")[0])["events"]] == [f"s{n}" for n in range(2345)]
+
+
+def test_what_is_left_out_is_said_to_whom_it_concerns(run: Run, fleet: Any) -> None:
+    fleet.publish({"mate": ["ts01"]})
+
+    def toggle(user: str, *numbers: int) -> None:
+        changes = tuple(Change(EventKind.CHANGED, f"{user}{number}", user, "R") for number in numbers)
+        fleet.listing("ts01", "sessions", f"{user} {numbers}", changes=changes)
+
+    toggle("alice", 0)
+    before = cursor_in(run()[1])
+    toggle("bob", *range(900))
+    middle = cursor_in(run()[1])
+    toggle("bob", *range(900, 1500))
+    out, err = run()
+    shown = [row[-1] for row in cells(out)[1:]]
+    left_out = 1501 - len(shown)
+    assert shown == ["alice0", *(f"bob{number}" for number in range(left_out, 1500))]
+    assert re.search(rf"ts01: up to {left_out} events of bob before \S+ are not kept\n", err)
+    behind = cursor_in(err)
+    for cursor, missed in ((before, left_out), (middle, 0), (behind, 0)):
+        out, err = run("--since", cursor)
+        assert ("are not kept" in err) == bool(missed)
+        document = json.loads(run("--json", "--since", cursor)[0])
+        assert sum(event["left_out"] for event in document["events"]) == missed
 
 
 def test_without_an_inventory_nothing_is_cached(run: Run) -> None:

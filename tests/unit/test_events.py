@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 
 import pytest
 
-from x2gofleet.events import EventKind, compare, decode_cursor, decode_entry, encode_cursor
+from x2gofleet.events import (
+    Change,
+    EventKind,
+    compare,
+    decode_cursor,
+    decode_entry,
+    encode_cursor,
+    equal_shares,
+)
 
 COOKIE = "0123456789abcdef0123456789abcdef"
 
@@ -81,3 +90,73 @@ def test_an_entry_of_the_stream() -> None:
         1763799999999,
         "Unreachable: gone",
     )
+
+
+def changes_of(**counts: int) -> list[Change]:
+    """Return so many changes of each user, in turn."""
+    rounds = range(max(counts.values(), default=0))
+    return [
+        Change(EventKind.STARTED, f"{user}{number}", user, "R")
+        for number in rounds
+        for user, count in counts.items()
+        if number < count
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "most", "kept", "left_out"),
+    [
+        ({}, 10, {}, {}),
+        ({"a": 10}, 10, {"a": 10}, {}),
+        ({"a": 11}, 10, {"a": 10}, {"a": 1}),
+        ({"a": 100, "b": 3, "c": 1}, 10, {"a": 6, "b": 3, "c": 1}, {"a": 94}),
+        ({"a": 100, "b": 100, "c": 2}, 10, {"a": 4, "b": 4, "c": 2}, {"a": 96, "b": 96}),
+        ({"a": 9, "b": 9, "c": 9}, 10, {"a": 3, "b": 3, "c": 3}, {"a": 6, "b": 6, "c": 6}),
+        ({"a": 5, "b": 1, "c": 1, "d": 1}, 2, {"a": 1, "d": 1}, {"d": 2, "a": 4}),
+    ],
+)
+def test_each_user_has_an_equal_share(
+    counts: dict[str, int], most: int, kept: dict[str, int], left_out: dict[str, int]
+) -> None:
+    changes = changes_of(**counts)
+    found = equal_shares(changes, most)
+    stayed = [change for change, _ in found]
+    assert Counter(change.username for change in stayed) == kept
+    assert stayed == [change for change in changes if change in stayed], "in order"
+    for user, count in kept.items():
+        of_user = [change for change in changes if change.username == user]
+        assert [change for change in stayed if change.username == user] == of_user[-count:], "the newest"
+    assert {change.username: number for change, number in found if number} == left_out
+    assert sum(left_out.values()) == len(changes) - len(stayed)
+
+
+def entry(stream_id: str = "5-0", **more: str) -> list[object]:
+    fields = {"kind": "resumed", "at": "4", "session": "s", "username": "alice", "status": "R", **more}
+    return [stream_id.encode(), [part.encode() for pair in fields.items() for part in pair]]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, (0, "")),
+        ({"left_out": "7", "left_out_to": "3-1"}, (7, "3-1")),
+        ({"left_out": "7"}, (7, "5-0")),
+        *(({"left_out": text, "left_out_to": "3-1"}, (0, "")) for text in ("0", "-1", "x", "9" * 20, "1e9", "\u0663")),
+        ({"left_out": "7", "left_out_to": "x"}, (0, "")),
+    ],
+)
+def test_what_an_entry_says_of_events_that_are_left_out(more: dict[str, str], expected: tuple[int, str]) -> None:
+    event = decode_entry("ts01", entry(**more))
+    assert (event.left_out, event.left_out_to) == expected
+
+
+@pytest.mark.parametrize(
+    ("position", "missed"),
+    [(None, 7), ("2-9", 7), ("3-0", 7), ("3-1", 0), ("3-10", 0), ("10-0", 0)],
+)
+def test_who_has_read_to_what_was_left_out_has_missed_nothing(position: str | None, missed: int) -> None:
+    event = decode_entry("ts01", entry(left_out="7", left_out_to="3-1"))
+    cursor = encode_cursor({} if position is None else {"ts01": position})
+    assert event.missed_since(cursor) == missed
+    assert event.missed_since(encode_cursor({"ts02": "10-0"})) == 7
+    assert decode_entry("ts01", entry()).missed_since(cursor) == 0

@@ -165,6 +165,7 @@ def event_document(event: Event) -> dict[str, Any]:
         "user": event.username or None,
         "status": _EVENT_STATUSES.get(event.status, event.status) or None,
         "error": event.text or None,
+        "left_out": event.left_out,
         "id": event.id,
     }
 

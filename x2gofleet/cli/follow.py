@@ -9,7 +9,7 @@ import select
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from x2gofleet.cache import FleetCache
@@ -17,7 +17,7 @@ from x2gofleet.cli import documents, layout
 from x2gofleet.cli.commands import no_inventory
 from x2gofleet.cli.reasons import blind_spots
 from x2gofleet.cli.results import NEGATIVE, Result, UnknownServer, show, tell
-from x2gofleet.cli.text import clean
+from x2gofleet.cli.text import clean, iso
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Event, advance
 from x2gofleet.lookup import ServerStatus
@@ -33,7 +33,8 @@ def read(
 ) -> tuple[tuple[Event, ...], str]:
     """Return events in order of time, and the cursor behind them.
 
-    At most ``limit``: without ``since`` the newest, with it the first after it, so that nothing is passed over.
+    At most ``limit``: without ``since`` the newest, with it the first after it, so that nothing is passed over. Their
+    ``left_out`` counts what was missed since ``since``.
     """
     found: list[Event] = []
     cursor = since
@@ -42,7 +43,7 @@ def read(
         cursor = page.cursor
         if not page:
             break
-        found += page
+        found += (replace(event, left_out=event.missed_since(since)) for event in page)
     found.sort(key=lambda event: event.order)
     if limit is None or len(found) <= limit:
         return tuple(found), cursor
@@ -69,6 +70,7 @@ def events(
     if not statuses:
         tell(no_inventory(namespace))
     elif not as_json:
+        _tell_left_out(found)
         for gap in blind:
             tell(gap.text("changes"))
         _tell_cursor(cursor)
@@ -171,6 +173,16 @@ def _print_on(found: Sequence[Event], cursor: str | None, *, as_json: bool) -> N
     if found and as_json:
         print(json.dumps({"cursor": cursor}))
     sys.stdout.flush()
+    if not as_json:
+        _tell_left_out(found)
+
+
+def _tell_left_out(found: Iterable[Event]) -> None:
+    """Say on stderr of which events there were more than are kept."""
+    for event in found:
+        if event.left_out:
+            whose = f"of {event.username}" if event.username else "of the server"
+            tell(f"{event.server}: up to {event.left_out} events {whose} before {iso(event.at_ms)} are not kept")
 
 
 def _tell_cursor(cursor: str) -> None:

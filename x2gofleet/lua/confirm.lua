@@ -23,8 +23,7 @@ if failures ~= '0' then
   redis.call('HSET', KEYS[3], kind .. '.since', ARGV[4])
   redis.call('HDEL', KEYS[3], kind .. '.error_class', kind .. '.error_text')
   if failures and kind == 'sessions' then
-    redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'kind', 'server_up', 'at', ARGV[4])
-    redis.call('PEXPIRE', KEYS[4], ARGV[10])
+    add_events(KEYS[4], {{'kind', 'server_up', 'at', ARGV[4]}}, ARGV[9], ARGV[10])
   end
 end
 redis.call('HSET', KEYS[3], kind .. '.good_at', ARGV[4], kind .. '.failures', '0')

@@ -12,9 +12,8 @@ for i = 9, #ARGV do
   if failures == 1 then
     redis.call('HSET', KEYS[2], kind .. '.since', ARGV[3])
     if kind == 'sessions' then
-      redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], '*', 'kind', 'server_down', 'at', ARGV[3],
-        'text', ARGV[5] .. ': ' .. ARGV[6])
-      redis.call('PEXPIRE', KEYS[3], ARGV[8])
+      local event = {'kind', 'server_down', 'at', ARGV[3], 'text', ARGV[5] .. ': ' .. ARGV[6]}
+      add_events(KEYS[3], {event}, ARGV[7], ARGV[8])
     end
   end
   redis.call('HSET', KEYS[2], kind .. '.failed_at', ARGV[3], kind .. '.error_class', ARGV[5],

@@ -42,8 +42,5 @@ local entries = cjson.decode(ARGV[10])
 if kind == 'sessions' and before[1] and before[1] ~= '0' then
   table.insert(entries, 1, {'kind', 'server_up', 'at', ARGV[4]})
 end
-for _, entry in ipairs(entries) do
-  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[11], '*', unpack(entry))
-end
-if #entries > 0 then redis.call('PEXPIRE', KEYS[4], ARGV[12]) end
+add_events(KEYS[4], entries, ARGV[11], ARGV[12])
 return {'stored', now_text}
