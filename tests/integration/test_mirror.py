@@ -20,8 +20,10 @@ from tests.conftest import FleetBuilder
 from tests.waiting import HANG_SECONDS, wait_until
 from x2gofleet import CacheUnavailable, FleetCache, RefreshFailed
 from x2gofleet.connection import link_from_url
+from x2gofleet.hints import hint_commands, hint_field
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
+from x2gofleet.lookup import fields_of
 from x2gofleet.mirror import COMMAND_SECONDS, Mirror
 from x2gofleet.store import Store
 
@@ -551,3 +553,72 @@ def test_an_idle_mirror_asks_seldom(valkey_url: str, namespace: str) -> None:
         # A wait for changes each half second, a resync each two seconds.
         assert 2 <= proxy.round_trips <= 10
         cache.close()
+
+
+class Recorded:
+    """A link that notes which commands go over it."""
+
+    def __init__(self, url: str) -> None:
+        self._link = link_from_url(url, command_timeout_seconds=COMMAND_SECONDS)
+        self.sent: list[tuple[Any, ...]] = []
+
+    def exchange(self, commands: Any, **more: Any) -> list[Any]:
+        self.sent += commands
+        return self._link.exchange(commands, **more)
+
+    def close(self) -> None:
+        self._link.close()
+
+
+def test_a_change_of_one_server_costs_a_mirror_its_snapshot_and_nothing_of_other_servers(
+    valkey_url: str,
+    keys: Keys,
+    publish: Publish,
+    store_listing: StoreListing,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("x2gofleet.mirror.RESYNC_SECONDS", 3600.0)
+    servers = [f"ts{number:02}" for number in range(20)]
+    publish({"mate": servers})
+    for server in servers:
+        store_listing(server, "sessions", STDOUT)
+        store_listing(server, "load", LOAD)
+        store_listing(server, "mounts", "")
+    link = Recorded(valkey_url)
+    mirror = Mirror(link, keys)  # type: ignore[arg-type]
+
+    def follow() -> list[tuple[Any, ...]]:
+        """Wait for changes once; return what was asked for them."""
+        command, _ = mirror.follow()
+        link.sent.clear()
+        (reply,) = link.exchange([command])
+        mirror.fed(reply)
+        assert link.sent.pop(0) == command
+        return link.sent
+
+    def toggled(number: int) -> None:
+        store_listing("ts07", "sessions", STDOUT if number % 2 else row("alice", status="S"))
+
+    try:
+        mirror.resync()
+        key = keys.snapshot("ts07", Kind.SESSIONS)
+        once = [("TIME",), ("PTTL", key), ("HGETALL", key)]
+        for number in range(20):
+            toggled(number)
+            assert follow() == once
+        # Those that are told together are looked at together, and only the newest.
+        for number in range(51):
+            toggled(number)
+        assert follow() == once
+        # A confirmation, or a hint of what is held already, costs nothing more.
+        name = hint_field("ts07", Kind.SESSIONS)
+        told = redis_hints(link, keys)
+        link.exchange(hint_commands(keys, {name: told[name.encode()].decode()}, [name]))
+        assert follow() == []
+    finally:
+        mirror.close()
+
+
+def redis_hints(link: Recorded, keys: Keys) -> dict[bytes, bytes]:
+    (reply,) = link.exchange([("HGETALL", keys.fresh())])
+    return fields_of(reply)
