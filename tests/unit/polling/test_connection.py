@@ -54,6 +54,19 @@ def test_an_old_one_is_closed_and_replaced(setup: Setup) -> None:
     assert [each.alive for each in setup.connector.opened] == [False, True]
 
 
+def test_an_old_one_is_not_closed_under_a_slow_poll(setup: Setup) -> None:
+    setup.connection.opened(DEADLINE)
+    with setup.connection.held(), setup.connection.held():
+        setup.clock.now += RECYCLE_SECONDS * 1.01
+        assert setup.connection.opened(DEADLINE) is setup.connection.current()
+        assert [each.alive for each in setup.connector.opened] == [True]
+        setup.connector.opened[0].alive = False
+        assert not setup.connection.is_usable
+    setup.connection.opened(DEADLINE)
+    setup.clock.now += RECYCLE_SECONDS * 1.01
+    assert not setup.connection.is_usable
+
+
 def test_a_failure_to_open_leaves_none(setup: Setup) -> None:
     setup.server.unavailable = Unreachable("x")
     with pytest.raises(Unreachable):

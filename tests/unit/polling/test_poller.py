@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from x2gofleet_workers.polling import NotOwnerError
+from x2gofleet_workers.polling.reference import COMPARE_AGAIN_SECONDS
 from x2gofleet_workers.probe.protocol import ErrorCode, SectionKind
 
 from tests.support.polling import PollingSetup, make_record, make_target
@@ -127,6 +130,21 @@ def test_without_the_lease_nothing_is_discarded() -> None:
     setup.ownership.owned = False
     with pytest.raises(NotOwnerError):
         setup.poller.discard()
+
+
+def test_a_comparison_that_this_worker_has_no_resources_for_is_a_failed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup, raised = PollingSetup(), OSError(errno.EMFILE, "Too many open files")
+    setup.poller.poll_quick()
+
+    def start(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("x2gofleet_workers.polling.lanes.start_probe", start)
+    setup.poller.compare_with_reference()
+    setup.clock.now += COMPARE_AGAIN_SECONDS
+    raised = OSError(errno.EIO, "a bug is not hidden")
+    with pytest.raises(OSError, match="a bug is not hidden"):
+        setup.poller.compare_with_reference()
 
 
 def test_records_are_compared_with_x2gos_own_query_where_there_is_a_connection() -> None:

@@ -53,6 +53,7 @@ def test_the_hello_is_found_behind_any_noise_in_any_pieces(
         b"x2gofleet-probe",
         b"x2gofleet-probe 2",
         b"x2gofleet-probe is installed",
+        b"x2gofleet-probe 3 is installed since version=7",
         b"x2gofleet-probe: command not found",
         b"sh: 1: x2gofleet-probe 2 uid=0 user=root host=ts01",
         b" " + LINE,
@@ -87,10 +88,11 @@ def test_a_malformed_hello_is_not_proven(words: bytes, text: str) -> None:
         parse_hello(b"x2gofleet-probe 2 " + words)
 
 
+@pytest.mark.parametrize("words", [b"uid=0 anything=else", b"release=7 host=ts01", b"key="])
 @pytest.mark.parametrize("version", [3, 10, 999_999_999])
-def test_a_newer_probe_names_the_worker_as_the_side_to_upgrade(version: int) -> None:
+def test_a_newer_probe_names_the_worker_as_the_side_to_upgrade(version: int, words: bytes) -> None:
     with pytest.raises(NotProven) as caught:
-        parse_hello(b"x2gofleet-probe %d uid=0 anything=else" % version)
+        parse_hello(b"x2gofleet-probe %d %b" % (version, words))
     assert f"speaks protocol {version}, this worker speaks protocol 2" in str(caught.value)
     assert caught.value.mend.startswith("the probe is newer: upgrade x2gofleet on this worker's machine, or install")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from x2gofleet.errors import ConnectionLost
@@ -28,13 +30,17 @@ class TargetConnection:
         self._lock = threading.Lock()
         self._current: SshConnection | None = None
         self._recycle_at = 0.0
+        self._slow_polls = 0
         self._closed = False
 
     @property
     def is_usable(self) -> bool:
         """Whether a poll can be made without connecting first."""
         current = self._current
-        return current is not None and current.alive and self._context.monotonic() <= self._recycle_at
+        if current is None or not current.alive:
+            return False
+        # An old one is not closed under a poll that has begun on it.
+        return self._context.monotonic() <= self._recycle_at or self._slow_polls > 0
 
     @property
     def is_closed(self) -> bool:
@@ -52,6 +58,17 @@ class TargetConnection:
         if current is None:
             raise ConnectionLost(f"there is no connection to {self._context.target.server} now")
         return current
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the connection for one poll of the lane that does not open it, however old it becomes."""
+        with self._lock:
+            self._slow_polls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._slow_polls -= 1
 
     def opened(self, deadline: Deadline) -> SshConnection:
         """Return the connection, a new one where there is none that is usable. Raises a PollError.

@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from x2gofleet.errors import CacheUnavailable, PollError, WorkerExhausted
@@ -151,18 +152,26 @@ class Lane:
             self._deadline = deadline = Deadline(context.target.deadline_seconds * self._role.deadline_factor)
             try:
                 self._connection.check_open()
-                channel = self._probe(deadline)
-                for section in exchange(channel, reference_request(context.target, deadline), deadline):
-                    comparison = compare_with_reference(section)
-                    context.reference.compared(comparison)
-                    context.metrics.compared(comparison.agreement)
-                self._end_probe()
+                with self._connection.held():
+                    self._compare(deadline)
             except NotOwnerError:
                 pass
-            except PollError as exc:
-                self._end_probe()
+            except Exception as exc:
                 context.reference.failed()
+                if not isinstance(exc, PollError) and exhausted(exc) is None:
+                    raise
                 log.debug("%s: X2Go's own query: %s", context.target.id, exc)
+
+    def _compare(self, deadline: Deadline) -> None:
+        context = self._context
+        try:
+            channel = self._probe(deadline)
+            for section in exchange(channel, reference_request(context.target, deadline), deadline):
+                comparison = compare_with_reference(section)
+                context.reference.compared(comparison)
+                context.metrics.compared(comparison.agreement)
+        finally:
+            self._end_probe()
 
     def _poll(self, order: PollOrder, report: PollReport) -> None:
         context = self._context
@@ -172,20 +181,21 @@ class Lane:
         self._connection.check_open()
         missing: Collection[Kind] = order.kinds
         try:
-            channel = self._probe(deadline)
-            for _ in range(_TRIES):
-                results = self._exchanges.make(channel, order, lease, deadline, report)
-                self._settle(order.kinds, lease, results, report)
-                if results.broken is not None:
-                    missing = [kind for kind in order.kinds if kind not in results.answered]
-                    raise results.broken
-                if not results.again:
-                    break
-                # What is stored is not what this worker means (flushed, or another owner's): list in full at once.
-                order = replace(order, kinds=tuple(dict.fromkeys(results.again)), force=True)
-                lease, missing = context.lease(), order.kinds
-            if not self._role.owns_connection:
-                self._end_probe()
+            with nullcontext() if self._role.owns_connection else self._connection.held():
+                channel = self._probe(deadline)
+                for _ in range(_TRIES):
+                    results = self._exchanges.make(channel, order, lease, deadline, report)
+                    self._settle(order.kinds, lease, results, report)
+                    if results.broken is not None:
+                        missing = [kind for kind in order.kinds if kind not in results.answered]
+                        raise results.broken
+                    if not results.again:
+                        break
+                    # What is stored is not what this worker means (flushed, or another owner's): list in full at once.
+                    order = replace(order, kinds=tuple(dict.fromkeys(results.again)), force=True)
+                    lease, missing = context.lease(), order.kinds
+                if not self._role.owns_connection:
+                    self._end_probe()
         except Exception as exc:
             self._broken(lease, missing, exc, report)
 

@@ -15,7 +15,8 @@ PROTOCOL_VERSION = 2
 PROBE_NAME = "x2gofleet-probe"
 MAX_NOISE_BYTES = 64 * 1024
 MAX_UID = 0xFFFFFFFF
-_HELLO = re.compile(rb"x2gofleet-probe ([0-9]{1,9}) (uid=.*)", re.DOTALL)
+# Nothing but words behind the version: a greeting in prose is noise, that of any protocol is not.
+_HELLO = re.compile(rb"x2gofleet-probe ([0-9]{1,9}) (uid=.*|[a-z_]+=\S*(?: [a-z_]+=\S*)*)", re.DOTALL)
 _WORDS = ("uid", "user", "host")
 
 
