@@ -381,6 +381,7 @@ def test_a_machine_without_x2goserver_skips_unless_real_servers_are_demanded(
         sys.path.insert(0, ".")
         import pytest
         from tests.e2e import realserver
+        realserver.os.geteuid = lambda: 0
         realserver.PROGRAMS["x2golistsessions_absent"] = "x2goserver"
         test = "tests/e2e/test_harness.py::test_the_database_is_as_the_package_makes_it"
         sys.exit(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", test]))
