@@ -31,9 +31,13 @@ from x2gofleet.kinds import Kind
 
 
 class OwnValkey:
-    """A valkey-server on one unix socket that can be killed, stopped and started again there, always empty."""
+    """A valkey-server on one unix socket that can be killed, stopped and started again there.
 
-    def __init__(self) -> None:
+    It is empty after a start, unless it is ``lasting``: then it has all that it replied to.
+    """
+
+    def __init__(self, *, lasting: bool = False) -> None:
+        self._options = ("--appendonly", "yes", "--appendfsync", "always") if lasting else ()
         # Not below the test's own folder: a unix socket's path is at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="x2gofleet-test-"))
         self.socket = self.folder / "v.sock"
@@ -47,6 +51,7 @@ class OwnValkey:
             [
                 *(str(_binary()), "--port", "0", "--unixsocket", str(self.socket), "--save", ""),
                 *("--dir", str(self.folder), "--logfile", str(self.folder / "log")),
+                *self._options,
             ],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -222,12 +227,12 @@ class LiveFleet:
 
 
 @contextmanager
-def live_fleet(folder: Path, *, servers: int = 6, sessions: int = 12) -> Iterator[LiveFleet]:
+def live_fleet(folder: Path, *, servers: int = 6, sessions: int = 12, lasting: bool = False) -> Iterator[LiveFleet]:
     """Run simulated servers and a Valkey that is not started yet; ends with all that was started."""
     with ExitStack() as stack:
         simulation = stack.enter_context(running_simulation(servers, sessions))
         simulation.write_inventory(folder / "simulated.toml")
-        valkey = OwnValkey()
+        valkey = OwnValkey(lasting=lasting)
         stack.callback(valkey.close)
         client = client_from_url(valkey.url, connect_timeout_seconds=10, command_timeout_seconds=10)
         cache = stack.enter_context(FleetCache(client, lookup_seconds=LOOKUP_SECONDS))

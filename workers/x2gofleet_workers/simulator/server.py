@@ -74,6 +74,7 @@ class SimulatedServer:
         self._listener: asyncssh.SSHAcceptor | asyncio.Server | None = None
         self._connections: set[asyncssh.SSHServerConnection] = set()
         self._transports: set[asyncio.Transport] = set()
+        self._probes: set[_ExecSession] = set()
 
     @property
     def server_id(self) -> str:
@@ -112,6 +113,23 @@ class SimulatedServer:
             self._bind(listening=not is_dead)
         if not is_dead:
             await self._listen()
+
+    def break_connections(self) -> None:
+        """End the connections there are, as a network does that forgets them; new ones are accepted."""
+        self._break_connections()
+
+    def kill_probes(self) -> None:
+        """End the probes that run, as SIGKILL does; connections stay."""
+        for probe in list(self._probes):
+            probe.kill()
+
+    def probe_started(self, probe: _ExecSession) -> None:
+        """Note a probe that runs."""
+        self._probes.add(probe)
+
+    def probe_ended(self, probe: _ExecSession) -> None:
+        """Note the end of a channel."""
+        self._probes.discard(probe)
 
     def is_allowed(self, key: asyncssh.SSHKey) -> bool:
         """True where ``key`` opens a login now."""
@@ -282,6 +300,7 @@ class _ExecSession(asyncssh.SSHServerSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._channel = None
+        self._server.probe_ended(self)
         if self._timer is not None:
             self._timer.cancel()
         self._stop_watching()
@@ -302,12 +321,18 @@ class _ExecSession(asyncssh.SSHServerSession[bytes]):
             self._print_and_exit(start)
             return
         server.counters.probe_channels += 1
+        server.probe_started(self)
         self._probe = ProbeAnswers(
             model=server.model, login=start.login, counters=server.counters, clock=server.clock, draw=server.draw
         )
         self._needs_text = start.needs_text
         if not self._needs_text:
             self._write(self._probe.hello(server.fault))
+
+    def kill(self) -> None:
+        """End as a process that got SIGKILL."""
+        if self._channel is not None:
+            self._channel.exit_with_signal("KILL")
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         if self._probe is None:

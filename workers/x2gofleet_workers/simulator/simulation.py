@@ -139,6 +139,14 @@ class ServerHandle:
         """Mend the server."""
         self.set_fault(None)
 
+    def break_connections(self) -> None:
+        """End the connections there are; new ones are accepted."""
+        self._running.call(self._server.break_connections)
+
+    def kill_probes(self) -> None:
+        """End the probes that run, as SIGKILL does; connections stay."""
+        self._running.call(self._server.kill_probes)
+
     def start_session(self, username: str, session_type: str = "DMATE", **details: Any) -> str:
         """Start a session and return its name; details as for ``ServerModel.start_session``."""
         return self._running.call(lambda: self._server.model.start_session(username, session_type, **details))
