@@ -7,6 +7,7 @@ from tests.bench import (
     bench_lookup,
     bench_mirror,
     bench_notices,
+    bench_notices_scale,
     bench_parsing,
     bench_probe,
     bench_worker,
@@ -16,7 +17,11 @@ from tests.bench import (
 def main() -> None:
     """Print one table."""
     print(f"{'what':60} {'ratio':>8}  {'baseline':58} goal")
-    for module in (bench_parsing, bench_lookup, bench_mirror, bench_probe, bench_notices, bench_broker, bench_worker):
+    modules = (
+        *(bench_parsing, bench_lookup, bench_mirror, bench_probe, bench_notices, bench_notices_scale),
+        *(bench_broker, bench_worker),
+    )
+    for module in modules:
         for what, baseline, ratio, goal in module.run():
             print(f"{what:60} {ratio:8.3f}  {baseline:58} {goal}", flush=True)
 

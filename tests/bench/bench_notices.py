@@ -17,7 +17,9 @@ from pathlib import Path
 
 from tests.bench.bench_lookup import valkey_on_loopback
 from tests.e2e.polled import PROFILE, write_inventory
-from tests.e2e.realserver import RealX2GoServer, create_empty_database
+from tests.e2e.postgres import PostgresServer
+from tests.e2e.postgres_farm import PostgresFarm, missing_postgres
+from tests.e2e.realserver import USERS, RealX2GoServer, create_empty_database
 from x2gofleet.cache import FleetCache
 
 Row = tuple[str, str, float, str]
@@ -25,6 +27,7 @@ MIRRORS = 20
 CHANGES = 30
 WAIT_SECONDS = 60.0
 GOAL = "p99 <= 0.5 s"
+POSTGRES_GOAL = "p99 <= 1.5 s"
 
 # Prints the monotonic time, which all processes share, at which a mirror first showed each status of a session.
 WATCH = """
@@ -78,14 +81,20 @@ class Mirrors:
 
 
 @contextmanager
-def _real_server(directory: Path) -> Iterator[tuple[RealX2GoServer, Path]]:
+def _real_server(directory: Path, *, postgres: bool) -> Iterator[tuple[RealX2GoServer, Path]]:
     key = directory / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     (directory / "state").mkdir()
-    with RealX2GoServer(
-        directory / "server", empty_database=create_empty_database(directory / "state"), hostname="ts01"
-    ) as server:
+    with ExitStack() as stack:
+        database = stack.enter_context(PostgresServer()) if postgres else None
+        server = stack.enter_context(
+            RealX2GoServer(
+                directory / "server", empty_database=create_empty_database(directory / "state"), hostname="ts01"
+            )
+        )
         server.authorize("root", key.with_suffix(".pub").read_text())
+        if database is not None:
+            PostgresFarm(database, {"ts01": server}, users=USERS)
         yield server, key
 
 
@@ -100,12 +109,17 @@ def _worker(inventory: Path, url: str) -> Iterator[None]:
         process.wait(20)
 
 
-def seconds_to_mirrors(interval: float, *, notices: bool, changes: int = CHANGES) -> list[float]:
-    """Return how long after X2Go's own command had ended each mirror showed each change."""
+def seconds_to_mirrors(
+    interval: float, *, notices: bool, changes: int = CHANGES, postgres: bool = False
+) -> list[float]:
+    """Return how long after X2Go's own command had ended each mirror showed each change.
+
+    The sessions are in SQLite, or with ``postgres`` in a PostgreSQL.
+    """
     draw, found = random.Random(1), []
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="x2gofleet-bench-")))
-        server, key = stack.enter_context(_real_server(directory))
+        server, key = stack.enter_context(_real_server(directory, postgres=postgres))
         url = stack.enter_context(valkey_on_loopback())
         session = server.insert_session("alice", 50)
         inventory = write_inventory(
@@ -146,6 +160,13 @@ def run() -> list[Row]:
         p50, p99 = statistics.median(noticed), _p99(noticed)
         what = f"a change in {MIRRORS} mirrors, interval {interval:g} s, p50 {p50:.2f} s, p99 {p99:.2f} s"
         rows.append((what, base, p99 / _p99(plain), GOAL))
+    if missing := missing_postgres():
+        raise RuntimeError(missing)
+    plain, noticed = (seconds_to_mirrors(2.0, notices=notices, postgres=True) for notices in (False, True))
+    p50, p99 = statistics.median(noticed), _p99(noticed)
+    what = f"the same on PostgreSQL, interval 2 s, p50 {p50:.2f} s, p99 {p99:.2f} s"
+    base = f"polls at 2 s alone, p50 {statistics.median(plain):.2f} s, p99 {_p99(plain):.2f} s"
+    rows.append((what, base, p99 / _p99(plain), POSTGRES_GOAL))
     return rows
 
 
