@@ -82,8 +82,16 @@ def open_site(
     start_module_server: ServerFactory, login_key: LoginKey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     """Start all of it; every server has been polled."""
+    with open_site_of({name: start_module_server(name) for name in NAMES}, login_key, tmp_path_factory) as site:
+        yield site
+
+
+@contextmanager
+def open_site_of(
+    servers: dict[str, RealX2GoServer], login_key: LoginKey, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """The same for servers that run."""
     require("x2gobroker", "x2gobroker-daemon x2gobroker-loadchecker x2gobroker-agent")
-    servers = {name: start_module_server(name) for name in NAMES}
     directory = tmp_path_factory.mktemp("site")
     profiles = {PROFILE: {"servers": list(servers)}, **{f"only-{name}": {"servers": [name]} for name in servers}}
     inventory = write_inventory(directory, servers, login_key.private_path, profiles=profiles)
