@@ -38,6 +38,7 @@ class OwnValkey:
 
     def __init__(self, *, lasting: bool = False) -> None:
         self._options = ("--appendonly", "yes", "--appendfsync", "always") if lasting else ()
+        self.environment: dict[str, str] = {}
         # Not below the test's own folder: a unix socket's path is at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="x2gofleet-test-"))
         self.socket = self.folder / "v.sock"
@@ -54,6 +55,7 @@ class OwnValkey:
                 *self._options,
             ],
             stdin=subprocess.DEVNULL,
+            env={**os.environ, **self.environment},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )

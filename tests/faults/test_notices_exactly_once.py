@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from x2gofleet_workers.ownership import LEASE_TTL_SECONDS
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.faults
 SERVERS = 4
 # Long, so that notices are what brings changes while nothing is broken.
 INTERVAL_SECONDS = 10.0
-# Beyond any fault here: what changed is told against the listing before it.
-TTL_SECONDS = 600
+# Beyond any fault here, steps of clocks too: what changed is told against the listing before it.
+TTL_SECONDS = 3 * 3600
 REDIS_GONE_SECONDS = 10.0
 # Longer than workers wait for a reply, shorter than leases last that are renewed every 2 s.
 REPLY_LOST_SECONDS = 2.5
@@ -119,6 +120,7 @@ class Scene:
 
     fleet: LiveFleet
     clock: SteppedClock
+    redis_clock: SteppedClock
     changers: dict[str, Changer]
 
     @property
@@ -241,6 +243,25 @@ def step_back(scene: Scene) -> None:
     scene.clock.step_to(-HOUR)
 
 
+def step_redis_forward(scene: Scene) -> None:
+    scene.redis_clock.step_to(HOUR)
+
+
+def step_redis_back(scene: Scene) -> None:
+    scene.redis_clock.step_to(-HOUR)
+
+
+def redis_clock_is_told(scene: Scene) -> None:
+    wait_until(
+        lambda: abs(int(cast(Any, scene.fleet.valkey.client.time())[0]) - time.time()) > HOUR / 2,
+        "Redis's clock is another",
+    )
+
+
+def set_redis_right(scene: Scene) -> None:
+    scene.redis_clock.step_to(0)
+
+
 def step_is_seen(scene: Scene) -> None:
     wait_until(lambda: "the clock was stepped" in scene.fleet.workers["w1"].said, "the step is seen")
 
@@ -276,6 +297,8 @@ FAULTS = {
     "Redis is gone": Fault(kill_redis, redis_is_gone, start_redis),
     "a worker's clock is set forward": Fault(step_forward, step_is_seen, set_right),
     "a worker's clock is set back": Fault(step_back, step_is_seen, set_right),
+    "Redis's clock is set forward": Fault(step_redis_forward, redis_clock_is_told, set_redis_right),
+    "Redis's clock is set back": Fault(step_redis_back, redis_clock_is_told, set_redis_right),
 }
 assert REDIS_GONE_SECONDS > LEASE_TTL_SECONDS
 
@@ -286,11 +309,14 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         changers = {name: Changer(server) for name, server in fleet.simulation.servers.items()}
         for changer in changers.values():
             changer.prepare()
+        (tmp_path / "redis").mkdir()
+        redis_clock = SteppedClock(tmp_path / "redis")
+        fleet.valkey.environment = redis_clock.environment
         fleet.valkey.start()
         fleet.write_inventory(
             sessions=INTERVAL_SECONDS, load=INTERVAL_SECONDS, more=f"[ttls]\nsessions = {TTL_SECONDS}\n"
         )
-        made = Scene(fleet, SteppedClock(tmp_path), changers)
+        made = Scene(fleet, SteppedClock(tmp_path), redis_clock, changers)
         start_both(made)
         fleet.wait_for_shares(*WORKERS)
         yield made
