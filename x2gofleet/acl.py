@@ -129,6 +129,7 @@ def _work(keys: Keys) -> tuple[Right, ...]:
         ),
         Right((*scripts, "hget", "hmget", "hset", "pexpire"), (keys.fleet(),)),
         Right(("eval", "hgetall", "hset", "hdel", "pexpire"), (keys.fresh(),)),
+        Right((*scripts, "hget", "hset", "hdel", "pexpire"), (keys.hosts(),)),
         Right(("xadd", "pexpire"), (keys.changes(),), Access.WRITE),
         Right(("zadd", "zremrangebyscore", "zrange", "zrem", "pexpire"), (keys.workers(),)),
         Right(("hset", "hget", "hmget", "pexpire", "del"), (keys.worker("*"),)),

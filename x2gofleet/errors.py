@@ -21,7 +21,8 @@ FleetError
     │   ├── AuthenticationFailed  the server refused the key
     │   ├── NotPermitted    the login may not list what its scope asks for
     │   ├── CommandMissing  a program that a poll needs is not on the server
-    │   └── HostNameChanged the server has another host name than its sessions, or than fleet.toml says
+    │   ├── HostNameChanged the server has another host name than its sessions, or than fleet.toml says
+    │   └── HostNameShared  another server has the same host name on the same PostgreSQL database
     └── ProofError          an answer came that can't be believed
         ├── NotProven       the answer's frame, user or proof is missing or wrong
         └── ListingFailed   the database can't be read, or a command failed or printed an error where rows belong
@@ -182,6 +183,10 @@ class CommandMissing(SetupError):
 
 class HostNameChanged(SetupError):
     """The server has another host name than its sessions' records, or than fleet.toml says."""
+
+
+class HostNameShared(SetupError):
+    """Two servers of the fleet have one host name on one PostgreSQL database: each would list the other's sessions."""
 
 
 class ProofError(PollError):

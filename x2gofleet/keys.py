@@ -98,6 +98,10 @@ class Keys:
         """Hash ``<target>:<kind>`` -> hint (hints.py): what is stored and until when, for mirrors to resync from."""
         return f"{self.namespace}:fresh"
 
+    def hosts(self) -> str:
+        """Hash of which host name each server has on which PostgreSQL database, to find two of one name."""
+        return f"{self.namespace}:hosts"
+
     def changes(self) -> str:
         """Capped stream of hints: what has just changed, so that mirrors needn't wait for their next resync."""
         return f"{self.namespace}:changes"

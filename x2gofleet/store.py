@@ -6,6 +6,7 @@ that a worker that was paused or cut off can't overwrite what its successor wrot
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -21,6 +22,7 @@ from typing import Any, cast
 import redis
 
 from x2gofleet.connection import Command, Link, link_of, unavailable
+from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Change, equal_shares
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.hints import hint_field
@@ -30,6 +32,9 @@ from x2gofleet.snapshot import SCHEMA_VERSION
 
 FLEET_TTL_MS = 24 * 3600 * 1000
 REQUEST_TTL_MS = 60 * 1000
+HOSTS_TTL_MS = 24 * 3600 * 1000
+# Longer than the longest back-off: of two servers with one host name, each must find the other while both fail.
+HOST_NAME_VALID_MS = 15 * 60 * 1000
 ANY_LISTING = "*"
 EVENTS_KEPT = 1000
 EVENTS_TTL_MS = 7 * 24 * 3600 * 1000
@@ -185,6 +190,7 @@ class Store:
         self._acquire, self._renew, self._release = Script("acquire"), Script("renew"), Script("release")
         self._store, self._confirm, self._fail = (Script(name, part="events") for name in ("store", "confirm", "fail"))
         self._discard, self._publish = Script("discard"), Script("publish")
+        self._host_name = Script("host_name")
         self._seq = itertools.count(1)
 
     def close(self) -> None:
@@ -281,6 +287,13 @@ class Store:
         command = ("HMGET", self.keys.state(target), "host_name")
         ((name,),) = self._ask([command], f"reading the host name of {target}")
         return name.decode("utf-8", "replace") if name is not None else ""
+
+    def record_host_name(self, server: str, host_name: str, database: str) -> tuple[str, ...]:
+        """Record the host name that a server has on a database; return the other servers that have it there."""
+        digest = hashlib.blake2b(f"{database}\0{host_name}".encode(), digest_size=16).hexdigest()
+        args = (server, digest, HOST_NAME_VALID_MS, HOSTS_TTL_MS)
+        found = self._run(self._host_name, (self.keys.hosts(),), args, f"recording the host name of {server}")
+        return tuple(sorted(other.decode("utf-8", "replace") for other in found))
 
     def store(self, lease: Lease, seq: int, listing: Listing) -> Outcome:
         """Store a full listing."""
@@ -393,7 +406,13 @@ class Store:
         if not fields:
             return 0
         *dropped, _ = self._ask([*commands, ("HDEL", self.keys.fresh(), *fields)], "dropping removed targets")
+        self._forget_host_names(targets)
         return sum(dropped)
+
+    def _forget_host_names(self, targets: Collection[str]) -> None:
+        # ACL rules of versions before this key lack it: what is left there is no longer valid after a while.
+        with contextlib.suppress(CacheUnavailable):
+            self._ask([("HDEL", self.keys.hosts(), *targets)], "dropping host names of removed targets")
 
     def _scan(self, match: str, what: str) -> list[bytes]:
         try:

@@ -80,10 +80,15 @@ class DirectProbe:
         return data
 
     def send(
-        self, *sections: SectionRequest, scope: Scope = Scope.SERVER, seconds: int = 20, watch: bool = False
+        self,
+        *sections: SectionRequest,
+        scope: Scope = Scope.SERVER,
+        seconds: int = 20,
+        watch: bool = False,
+        each_poll: bool = False,
     ) -> None:
         """Send a request; ``receive`` returns its sections."""
-        self._decoder = AnswerDecoder(Request(scope, sections, seconds, watch), after=self._decoder)
+        self._decoder = AnswerDecoder(Request(scope, sections, seconds, watch, each_poll), after=self._decoder)
         assert self.process.stdin is not None
         self.process.stdin.write(self._decoder.request_frame())
         self.process.stdin.flush()

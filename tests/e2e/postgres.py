@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -353,6 +354,15 @@ def _in_background(work: Callable[[threading.Event], None]) -> Iterator[None]:
         finally:
             end.set()
         done.result()
+
+
+def is_listening(host: str, port: int) -> bool:
+    """Whether something takes connections there."""
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def literal(value: object) -> str:

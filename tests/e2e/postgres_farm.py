@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from .namespace import PATH
@@ -29,6 +30,8 @@ def missing_postgres() -> str:
         lacking.append("postgresql")
     if shutil.which("pwgen", path=PATH) is None:
         lacking.append("pwgen")
+    if not Path("/usr/sbin/pgbouncer").exists():
+        lacking.append("pgbouncer")
     if subprocess.run(["perl", "-MDBD::Pg", "-e1"], capture_output=True, check=False).returncode != 0:
         lacking.append("libdbd-pg-perl")
     return f"not installed: {', '.join(lacking)}; run tests/e2e/setup.sh" if lacking else ""

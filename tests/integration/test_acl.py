@@ -341,6 +341,10 @@ def write(url: str, keys: Keys) -> None:
             assert store.store(lease, store.next_seq(), found) is Outcome.STORED
         assert store.stored("ts01", Kind.SESSIONS) == (found.digest, found.stdout)
         assert store.recorded_host_name("ts01") == ""
+        assert store.record_host_name("ts01", "ts01", "1.2") == ()
+        assert store.record_host_name("ts02", "ts01", "1.2") == ("ts01",)
+        assert store.record_host_name("ts01", "renamed", "1.2") == ()
+        assert store.record_host_name("ts02", "renamed-too", "1.2") == ()
         store.fail(
             lease, [Kind.SESSIONS], failed_at_ms=store.sync_clock(), state_ttl_ms=90_000, error_class="E", error_text=""
         )

@@ -14,6 +14,7 @@ from x2gofleet_workers.hints import NO_HINTS
 from x2gofleet_workers.inventory import Target, parse_inventory
 from x2gofleet_workers.metrics import NO_METRICS, LaneName
 from x2gofleet_workers.polling.context import PollContext
+from x2gofleet_workers.polling.host_names import HostNames
 from x2gofleet_workers.polling.poller import TargetPoller
 from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.probe.encoding import encode_done, encode_section
@@ -261,6 +262,9 @@ class FakeStore:
     def recorded_host_name(self, target: str) -> str:
         return ""
 
+    def record_host_name(self, server: str, host_name: str, database: str) -> tuple[str, ...]:
+        return ()
+
     def stored(self, target: str, kind: Kind) -> tuple[str, bytes] | None:
         return self.before
 
@@ -334,15 +338,17 @@ class FakeRetries:
 def make_context(name: str = "ts01", **more: Any) -> tuple[PollContext, ManualClock]:
     """Return what the parts of one target's polling share, all of it made up, and its clock at 1000 s."""
     clock, target = ManualClock(), make_target(name)
+    store = more.get("store") or FakeStore(clock)
     context: dict[str, Any] = {
         "target": target,
-        "store": FakeStore(clock),
+        "store": store,
         "ownership": FakeOwnership(),
         "retries": FakeRetries(),
         "metrics": NO_METRICS,
         "hints": NO_HINTS,
         "monotonic": clock,
         "reference": ReferenceCheck(target, monotonic=clock),
+        "host_names": HostNames(target.id, store, clock),
         **more,
     }
     return PollContext(**context), clock

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from x2gofleet.errors import ListingFailed, PollError
 from x2gofleet.kinds import Kind
 from x2gofleet.parsing import parse_sessions
 from x2gofleet_workers.inventory import Fleet, Target
+from x2gofleet_workers.polling.host_names import host_name_shared
 from x2gofleet_workers.polling.sections import (
     exchange,
     prove,
@@ -22,49 +25,59 @@ from x2gofleet_workers.polling.sections import (
 from x2gofleet_workers.probe.proof import Proven
 from x2gofleet_workers.probe.protocol import Section, SectionKind
 from x2gofleet_workers.probe.reference import Agreement, compare_with_reference
+from x2gofleet_workers.probe.sections import NO_FACTS, DatabaseFacts
 from x2gofleet_workers.ssh import Deadline, ProbeChannel, SshClient, SshConnection
 from x2gofleet_workers.text import show
 
 _AT_ONCE = 16
+_CONNECTIONS_OF_X2GO = 2
+NOTHING_RECORDED: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What trying one target came to."""
+    """What trying one target came to. ``host_name`` and ``database``: of a server that lists everybody's sessions."""
 
     target: str
     address: str
     ok: bool
     text: str
+    host_name: str = ""
+    database: DatabaseFacts = NO_FACTS
 
 
-def check_target(target: Target, client: SshClient) -> Checked:
-    """Connect, verify, log in, list once; never raises a PollError."""
+def check_target(target: Target, client: SshClient, recorded_hosts: Mapping[str, str] = NOTHING_RECORDED) -> Checked:
+    """Connect, verify, log in, list once; never raises a PollError.
+
+    ``recorded_hosts`` has the host names under which targets had their sessions, where one is known.
+    """
     address = f"{target.endpoint.user}@{target.endpoint.host}:{target.endpoint.port}"
     deadline = Deadline(max(target.deadline_seconds, 10.0))
     try:
         connection = client.open(target.endpoint, deadline)
         try:
-            return Checked(target.id, address, ok=True, text=_ask(target, connection, deadline))
+            return _ask(target, address, connection, deadline, recorded_hosts.get(target.id, ""))
         finally:
             connection.close()
     except PollError as exc:
         return Checked(target.id, address, ok=False, text=f"{type(exc).__name__}: {exc}")
 
 
-def _ask(target: Target, connection: SshConnection, deadline: Deadline) -> str:
+def _ask(target: Target, address: str, connection: SshConnection, deadline: Deadline, recorded_host: str) -> Checked:
     channel = start_probe(target, connection, deadline)
     facts: list[str] = []
+    host_name, database = "", NO_FACTS
     kinds = [kind for kind in quick_kinds(target) if kind is not Kind.LOAD or target.scope == "server"]
     request = request_for(target, kinds, deadline)
     assert request is not None
     for section in exchange(channel, request, deadline):
-        proven = prove(target, section, channel)
+        proven = prove(target, section, channel, recorded_host=recorded_host)
         if section.kind is SectionKind.SESSIONS:
             facts += _facts(target, section, proven, channel.hello.host)
+            host_name, database = section.host, section.database
     if target.scope == "server" and target.listing == "records":
         facts.append(_agreement(target, channel, deadline))
-    return ", ".join(facts)
+    return Checked(target.id, address, True, ", ".join(facts), host_name, database)
 
 
 def _facts(target: Target, section: Section, proven: Proven, host: str) -> list[str]:
@@ -72,10 +85,19 @@ def _facts(target: Target, section: Section, proven: Proven, host: str) -> list[
     count = sum(not row.is_finished() for row in parse_sessions(proven.stdout)[0])
     facts = [f"{count} session(s)", f"host name {show((section.host or host).encode(), 64)}"]
     if section.backend:
+        facts += _place(section)
         facts.append(f"{show(section.backend.encode(), 16)}, by {proven.source}")
     if proven.rejected_rows:
         facts.append(f"{proven.rejected_rows} row(s) left out: {proven.rejected[0]}")
     return [*facts, *proven.notes[:1]]
+
+
+def _place(section: Section) -> list[str]:
+    """Return where a PostgreSQL database is, and whether the connection to it is encrypted."""
+    if not section.database.address:
+        return []
+    tls = show(section.database.tls.encode(), 16) or "no TLS"
+    return [f"database at {show(section.database.address.encode(), 80)} ({tls})"]
 
 
 def _agreement(target: Target, channel: ProbeChannel, deadline: Deadline) -> str:
@@ -92,19 +114,74 @@ def _agreement(target: Target, channel: ProbeChannel, deadline: Deadline) -> str
     return "equal to X2Go's own query"
 
 
-def check_fleet(fleet: Fleet) -> int:
-    """Print a line for each target, the first as soon as it is known; return how many failed."""
+def check_fleet(fleet: Fleet, recorded_hosts: Mapping[str, str] = NOTHING_RECORDED) -> int:
+    """Print a line for each target, the first as soon as it is known; return how many failed.
+
+    ``recorded_hosts`` is as of ``check_target``.
+    """
     width = max(len(name) for name in fleet.targets)
     failed = 0
-    check = partial(check_target, client=SshClient())
+    check = partial(check_target, client=SshClient(), recorded_hosts=recorded_hosts)
+    found: list[Checked] = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for checked in pool.map(check, fleet.targets.values()):
+            found.append(checked)
             failed += not checked.ok
             word = "ok    " if checked.ok else "FAILED"
             print(f"{word}  {checked.target:<{width}}  {checked.address}  {checked.text}", flush=True)
+    failed += print_findings(fleet, found)
     total = len(fleet.targets)
     if failed:
         print(f"{failed} of {total} target(s) failed", file=sys.stderr)
     else:
         print(f"all {total} target(s) answer")
     return failed
+
+
+def print_findings(fleet: Fleet, found: Sequence[Checked]) -> int:
+    """Print what concerns several servers of one PostgreSQL database; return how many have another's host name."""
+    databases: dict[str, list[Checked]] = {}
+    for checked in found:
+        if checked.database.identity:
+            databases.setdefault(checked.database.identity, []).append(checked)
+    failed = 0
+    for members in databases.values():
+        for twins in _twins(members):
+            names = [checked.target for checked in twins]
+            print(f"FAILED  {', '.join(names)}  HostNameShared: {host_name_shared(twins[0].host_name, names)}")
+            failed += len(twins)
+        warning = connections_warning([(checked.database, fleet.targets[checked.target]) for checked in members])
+        if warning:
+            print(f"warning  {warning}")
+    return failed
+
+
+def _twins(members: Sequence[Checked]) -> list[list[Checked]]:
+    by_name: dict[str, list[Checked]] = {}
+    for checked in members:
+        by_name.setdefault(checked.host_name, []).append(checked)
+    return [twins for twins in by_name.values() if len(twins) > 1]
+
+
+def connections_warning(servers: Sequence[tuple[DatabaseFacts, Target]]) -> str:
+    """Return what is to be set where a database takes fewer connections than its servers need, "" where it does not.
+
+    A server needs one that stands, or one while it is polled, and two for X2Go's own commands and the comparison.
+    """
+    facts = servers[0][0]
+    standing = sum(target.database_connection == "standing" for _, target in servers)
+    needed = standing + _CONNECTIONS_OF_X2GO * len(servers)
+    where = f"PostgreSQL at {show(facts.address.encode(), 80)}"
+    why = f"{len(servers)} server(s) need {needed}: {standing} that stand, and two of each server's X2Go"
+    if facts.connections is not None and facts.connections < needed:
+        return (
+            f"{where} takes {facts.connections} connections besides {facts.reserved} reserved ones, {why}. set "
+            f'max_connections = {needed + facts.reserved} or more and restart it, or database_connection = "each_poll" '
+            "in fleet.toml"
+        )
+    if facts.role_limit is not None and facts.role_limit < needed:
+        return (
+            f"{where} lets x2godbuser have {facts.role_limit} connections, {why}. run: alter role x2godbuser "
+            f"connection limit {needed}; (and see the limit of the database)"
+        )
+    return ""

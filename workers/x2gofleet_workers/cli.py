@@ -13,13 +13,14 @@ from contextlib import ExitStack, contextmanager
 from importlib import metadata
 
 from x2gofleet.connection import link_from_url, redact_url, url_from_environment
-from x2gofleet.errors import FleetError, InventoryError
+from x2gofleet.errors import CacheUnavailable, FleetError, InventoryError
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
+from x2gofleet.store import Store
 from x2gofleet_workers import health
 from x2gofleet_workers.check import check_fleet
 from x2gofleet_workers.embedded import EmbeddedValkey
 from x2gofleet_workers.endpoint import Endpoint
-from x2gofleet_workers.inventory import load_inventory
+from x2gofleet_workers.inventory import Fleet, load_inventory
 from x2gofleet_workers.metrics import NO_METRICS, PrometheusMetrics
 from x2gofleet_workers.probe.delivery import probe_text
 from x2gofleet_workers.simulator import command as simulate_command
@@ -99,6 +100,17 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="try every target once, compare with X2Go's own query, and say what is wrong"
     )
     _add_inventory(check)
+    check.add_argument(
+        "--redis-url",
+        default=os.environ.get("X2GOFLEET_REDIS_URL"),
+        help="find renamed servers by the host names that workers recorded there (default: X2GOFLEET_REDIS_URL, or not "
+        "at all)",
+    )
+    check.add_argument(
+        "--namespace",
+        default=os.environ.get("X2GOFLEET_NAMESPACE") or DEFAULT_NAMESPACE,
+        help="prefix of all keys there (default: X2GOFLEET_NAMESPACE, or x2gofleet)",
+    )
     check.set_defaults(run=_check)
 
     demo = commands.add_parser("demo", help="a simulated fleet, a Valkey, two workers and the live view")
@@ -155,7 +167,22 @@ def _healthcheck(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    return EXIT_FAILED if check_fleet(load_inventory(args.inventory)) else 0
+    fleet = load_inventory(args.inventory)
+    return EXIT_FAILED if check_fleet(fleet, _recorded_host_names(args, fleet)) else 0
+
+
+def _recorded_host_names(args: argparse.Namespace, fleet: Fleet) -> dict[str, str]:
+    """Return the host names that workers recorded of the targets; without Redis none, and a warning."""
+    if not args.redis_url:
+        return {}
+    store = Store(link_from_url(args.redis_url), Keys(args.namespace), "check")
+    try:
+        return {target: store.recorded_host_name(target) for target in fleet.targets}
+    except CacheUnavailable as exc:
+        print(f"warning: renamed servers are not found: {exc}", file=sys.stderr)
+        return {}
+    finally:
+        store.close()
 
 
 def _probe(args: argparse.Namespace) -> int:

@@ -37,7 +37,10 @@ _USER_DESKTOPS_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
 
-_LOGIN_KEYS = ("user", "port", "key_file", "known_hosts", "scope", "command", "listing", "notices", "deadline")
+_LOGIN_KEYS = (
+    *("user", "port", "key_file", "known_hosts", "scope", "command", "listing", "notices"),
+    *("database_connection", "deadline"),
+)
 _SERVER_KEYS = (*_LOGIN_KEYS, "host", "hostname", "labels", "weight", "drain")
 _PROFILE_KEYS = ("servers", "labels", "user", "key_file")
 _TABLES = ("defaults", "intervals", "ttls", "servers", "profiles", "import")
@@ -62,7 +65,8 @@ class Target:
 
     ``command``: ``auto`` sends the probe along, ``wrapper`` relies on an installed one. ``listing``: what the rows of
     a server's sessions are made from, ``records`` or ``command``. ``notices``: whether the probe looks for changes
-    between polls and says so.
+    between polls and says so. ``database_connection``: whether the probe keeps one to PostgreSQL, ``standing``, or
+    connects for ``each_poll``.
     """
 
     id: str
@@ -72,6 +76,7 @@ class Target:
     command: str
     listing: str
     notices: bool
+    database_connection: str
     hostname: str
     deadline_seconds: float
     intervals: Mapping[Kind, float]
@@ -121,6 +126,7 @@ class Fleet:
                 *(target.id, target.endpoint.host, target.endpoint.port, target.endpoint.user, target.command),
                 *((target.listing,) if target.listing != "records" else ()),
                 *(() if target.notices else ("no notices",)),
+                *(() if target.database_connection == "standing" else (target.database_connection,)),
                 *(target.hostname, target.deadline_seconds, target.sessions_interval_chosen),
                 *(target.intervals[kind] for kind in Kind),
                 *(target.ttls[kind] for kind in Kind),
@@ -418,6 +424,14 @@ class _Reader:
             self._fail(
                 self._owner(where, "notices"), "notices", f"{_shown(notices)} is not a boolean", "use true or false"
             )
+        database_connection = login.get("database_connection", "standing")
+        if database_connection not in ("standing", "each_poll"):
+            self._fail(
+                self._owner(where, "database_connection"),
+                "database_connection",
+                f"{_shown(database_connection)} is not a way to connect to the database",
+                'use "standing" or "each_poll"',
+            )
         deadline = login.get("deadline", DEFAULT_DEADLINE_SECONDS)
         if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 1 <= deadline <= 300:
             owner = self._owner(where, "deadline")
@@ -433,6 +447,7 @@ class _Reader:
             command,
             listing,
             notices,
+            database_connection,
             server.hostname,
             float(deadline),
             chosen,

@@ -8,6 +8,7 @@ import pytest
 from x2gofleet_workers.hints import Hints
 from x2gofleet_workers.metrics import Metrics
 from x2gofleet_workers.polling.context import PollContext, PollMoment
+from x2gofleet_workers.polling.host_names import HostNames
 from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.writer import SnapshotWriter
 from x2gofleet_workers.probe.proof import Proven
@@ -64,6 +65,7 @@ class Setup:
                 hints=self.hints,
                 monotonic=self.clock,
                 reference=ReferenceCheck(target, monotonic=self.clock),
+                host_names=HostNames(target.id, self.store, self.clock),  # type: ignore[arg-type]
             )
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from x2gofleet.errors import CacheUnavailable, PollError
+from x2gofleet.errors import CacheUnavailable, HostNameShared, PollError
 from x2gofleet.keys import target_id
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Outcome
@@ -75,6 +75,9 @@ class AnswerResults:
         context = self._context
         if kind is Kind.SESSIONS:
             context.reference.require_agreement()
+            self._require_sole_host_name(section)
+        elif kind is Kind.MOUNTS:
+            context.host_names.require_none_known()
         if section.same:
             return self._writer.confirm(self._moment, section.signature)
         duration_ms = int((context.monotonic() - self._moment.started) * 1000)
@@ -91,6 +94,14 @@ class AnswerResults:
             signature=section.signature,
             host_name=section.host if section.records or not section.others else "",
         )
+
+    def _require_sole_host_name(self, section: Section) -> None:
+        try:
+            self._context.host_names.require_sole(section)
+        except HostNameShared:
+            # What was stored before the other server was found may hold rows of it.
+            self._writer.discard_listings(self._moment.lease)
+            raise
 
     def _failed(self, kind: Kind, name: str, exc: PollError) -> None:
         if name == self._context.target.id:

@@ -11,6 +11,7 @@ from x2gofleet_workers.hints import Hints
 from x2gofleet_workers.inventory import Target
 from x2gofleet_workers.metrics import LaneName, Metrics
 from x2gofleet_workers.ownership import Ownership
+from x2gofleet_workers.polling.host_names import HostNames
 from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.reports import Counters, Progress
 
@@ -53,6 +54,7 @@ class PollContext:
     hints: Hints
     monotonic: Callable[[], float]
     reference: ReferenceCheck
+    host_names: HostNames
     notices: Notices = NO_NOTICES
     logins_at_address: int = 1
     counters: Counters = field(default_factory=Counters)

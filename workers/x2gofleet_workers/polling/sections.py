@@ -85,7 +85,8 @@ def watches(target: Target) -> bool:
 
 def _request(target: Target, sections: Sequence[SectionRequest], deadline: Deadline, *, watch: bool = False) -> Request:
     seconds = min(MAX_SECONDS, max(1, int(deadline.left()) - _SECONDS_TO_ANSWER))
-    return Request(Scope(target.scope), tuple(sections), seconds, watch)
+    each_poll = target.scope == "server" and target.database_connection == "each_poll"
+    return Request(Scope(target.scope), tuple(sections), seconds, watch, each_poll)
 
 
 def exchange(channel: ProbeChannel, request: Request, deadline: Deadline) -> Iterator[Section]:

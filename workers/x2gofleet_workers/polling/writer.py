@@ -230,6 +230,13 @@ class SnapshotWriter:
             context.hints.dropped(context.target.id, Kind)
         return outcome
 
+    def discard_listings(self, lease: Lease) -> None:
+        """Drop what is cached that was listed by the server's host name, where that is not its own alone."""
+        context, kinds = self._context, (Kind.SESSIONS, Kind.MOUNTS)
+        self.stored_listing = self._last_sessions = None
+        if context.store.discard(lease, kinds) is not Outcome.LOST:
+            context.hints.dropped(context.target.id, kinds)
+
     def discard_desktops(self, name: str) -> None:
         """Drop the desktops of one user of the server, ``user@server``."""
         context = self._context

@@ -19,6 +19,8 @@ from x2gofleet_workers.probe.requests import (
 from x2gofleet_workers.probe.sections import (
     FEWER_FIELDS,
     MORE_FIELDS,
+    NO_FACTS,
+    DatabaseFacts,
     ErrorCode,
     Section,
     SectionError,
@@ -30,7 +32,8 @@ MAX_EXIT_STATUS = 255
 MAX_COUNT = 9_999_999_999
 MAX_OTHER_HOSTS = 200
 _Item = TypeVar("_Item")
-_BEGIN_WORDS = ("kind", "backend", "host", "fields")
+_DATABASE_WORDS = ("database", "address", "connections", "reserved", "role_limit", "tls")
+_BEGIN_WORDS = ("kind", "backend", "host", "fields", *_DATABASE_WORDS)
 _END_WORDS: Mapping[str, tuple[str, ...]] = {
     SectionStatus.OK: (
         "status",
@@ -57,6 +60,7 @@ class Begin:
     backend: str = ""
     host: str = ""
     fields: int = MORE_FIELDS
+    database: DatabaseFacts = NO_FACTS
 
     @classmethod
     def decode(cls, payload: bytes) -> Begin:
@@ -71,7 +75,24 @@ class Begin:
         fields = number_of(words, "fields", where, most=MORE_FIELDS) if "fields" in words else MORE_FIELDS
         if fields not in (FEWER_FIELDS, MORE_FIELDS):
             raise NotProven(f"{where}: expected fields=14 or fields=16, got {fields}")
-        return cls(kind, text_of(words, "backend"), host, fields)
+        return cls(kind, text_of(words, "backend"), host, fields, _database_facts(words, where))
+
+
+def _database_facts(words: Mapping[str, bytes], where: str) -> DatabaseFacts:
+    if not any(word in words for word in _DATABASE_WORDS):
+        return NO_FACTS
+
+    def number(word: str) -> int | None:
+        return number_of(words, word, where, most=MAX_COUNT) if word in words else None
+
+    return DatabaseFacts(
+        identity=text_of(words, "database"),
+        address=text_of(words, "address"),
+        connections=number("connections"),
+        reserved=number("reserved") or 0,
+        role_limit=number("role_limit"),
+        tls=text_of(words, "tls"),
+    )
 
 
 class SectionDecoder:
@@ -147,6 +168,7 @@ class SectionDecoder:
             backend=begin.backend,
             host=begin.host,
             fields=begin.fields,
+            database=begin.database,
             signature=self._signature(words),
             source=source,
             others=number_of(words, "others", self._where, most=MAX_COUNT) if "others" in words else 0,
@@ -176,6 +198,7 @@ class SectionDecoder:
             backend=begin.backend,
             host=begin.host,
             fields=begin.fields,
+            database=begin.database,
             signature=request.signature,
         )
 
@@ -190,6 +213,7 @@ class SectionDecoder:
             backend=begin.backend,
             host=begin.host,
             fields=begin.fields,
+            database=begin.database,
             exit_status=exit_status,
             stderr=stderr,
             error=error,

@@ -34,6 +34,13 @@ def encode_begin(begin: Begin, number: int) -> bytes:
         pairs += [("backend", begin.backend), ("host", begin.host)]
     if begin.fields != MORE_FIELDS:
         pairs.append(("fields", begin.fields))
+    facts = begin.database
+    texts = (("database", facts.identity), ("address", facts.address), ("tls", facts.tls))
+    pairs += [pair for pair in texts if pair[1]]
+    if facts.connections is not None:
+        pairs += [("connections", facts.connections), ("reserved", facts.reserved)]
+    if facts.role_limit is not None:
+        pairs.append(("role_limit", facts.role_limit))
     return encode_frame("B", number, encode_words(pairs))
 
 

@@ -33,6 +33,7 @@ use constant {
     LOCK_WAIT_MS         => 1500,
     NAMES_KEPT_SECONDS   => 300,
     LOOKUP_SECONDS       => 1,
+    FACTS_SECONDS        => 60,
     DESKTOPS_SECONDS     => 5,
     MAX_HUNG_READERS     => 3,
     RECYCLE_ANSWER_BYTES => 4 * 1_048_576,
@@ -389,7 +390,19 @@ sub sqlite_rows {
     return read_with_lock($path, $what, $host);
 }
 
-my ($postgres, $postgres_key, $postgres_is_utf8) = (undef, '', 0);
+my ($postgres, $postgres_key) = (undef, '');
+my $keeps_connection = 1;
+
+# What a database says of itself: text encoding, identity, connections that are not reserved, reserved ones, limit of the
+# role or database (-1 for none), TLS version. The identity is the same on a standby that took over.
+my ($database_facts, $facts_key, $facts_since) = ({}, '', -1e9);
+my $FACTS_QUERY = "select current_setting('client_encoding'), concat(system_identifier, '.', d.oid), "
+    . "current_setting('max_connections')::int - reserved, reserved, "
+    . 'coalesce(least(nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1)), -1), '
+    . '(select version from pg_stat_ssl where pid = pg_backend_pid()) '
+    . "from pg_control_system(), pg_database d, pg_roles r, (select current_setting('superuser_reserved_connections')::int "
+    . "+ coalesce(nullif(current_setting('reserved_connections', true), ''), '0')::int as reserved) s "
+    . 'where d.datname = current_database() and r.rolname = current_user';
 
 my %CODE_OF_STATE = (
     '42501' => 'pg_permission', '42P01' => 'schema', '42703' => 'schema', '55P03' => 'pg_timeout', '57014' => 'pg_timeout',
@@ -428,9 +441,28 @@ sub postgres_handle {
     my $source = "dbi:Pg:dbname=x2go_sessions;host=$config->{host};port=$config->{port};sslmode=$config->{ssl}";
     $postgres = DBI->connect($source, 'x2godbuser', postgres_password(),
         { RaiseError => 1, PrintError => 0, PrintWarn => 0, AutoCommit => 1, pg_enable_utf8 => 0, pg_server_prepare => 0 });
-    $postgres_key     = $key;
-    $postgres_is_utf8 = ($postgres->selectrow_array('show client_encoding'))[0] eq 'UTF8';
+    $postgres_key = $key;
+    learn_database($postgres, $key) if $keeps_connection || $key ne $facts_key || now() - $facts_since > FACTS_SECONDS;
     return $postgres;
+}
+
+sub learn_database {
+    my ($handle, $key) = @_;
+    # Before PostgreSQL 9.6, or where the right was revoked, the encoding alone; that query fails where the database does.
+    my @found = eval { $handle->selectrow_array($FACTS_QUERY) };
+    @found = $handle->selectrow_array('show client_encoding') unless @found;
+    my %facts;
+    @facts{qw(encoding database connections reserved role_limit tls)} = @found;
+    ($database_facts, $facts_key, $facts_since) = (\%facts, $key, now());
+    return;
+}
+
+# The words about the database, where it is PostgreSQL and says them.
+sub database_words {
+    my ($config) = @_;
+    return () unless $config->{backend} eq 'postgres';
+    my @names = grep { defined $database_facts->{$_} && $database_facts->{$_} ne '-1' } qw(database connections reserved role_limit tls);
+    return (address => "$config->{host} port $config->{port}", map { $_ => $database_facts->{$_} } @names);
 }
 
 # Whether a session's record is of its user's own making, or of the owner's of a shadowed session (as in proof.py).
@@ -444,7 +476,7 @@ sub is_creator {
 # a line that holds any other character is printed in UTF-8.
 sub as_printed {
     my @columns = @_;
-    return @columns unless $postgres_is_utf8 && grep { defined && /[^\0-\x7f]/ } @columns;
+    return @columns unless ($database_facts->{encoding} || '') eq 'UTF8' && grep { defined && /[^\0-\x7f]/ } @columns;
     my @printed = @columns;
     for my $column (grep { defined } @printed) {
         return @columns unless utf8::decode($column) && utf8::downgrade($column, 1);
@@ -715,6 +747,7 @@ sub section_sessions {
     }
     my @command = $listing eq 'command' ? listed_by_command($config, $host) : ();
     my $found   = @command ? $command[0] : session_records($config, $host, $config->{backend} ne 'sqlite');
+    push @facts, database_words($config);
     if ($same && $config->{backend} ne 'sqlite' && $found->{ageless} eq $before->{ageless}) {
         $looked_at = $before;
         return (\@facts, [], '', words(status => 'same', signature => $token));
@@ -787,7 +820,7 @@ sub has_changed {
     if ($looked_at->{backend} eq 'sqlite') {
         return 1 if index($looked_at->{base}, database_times(database_file())) < 0;
         return 1 if !($looks++ % 10) && !(eval { configuration() } && base_signature() eq $looked_at->{base});
-    } elsif (!($looks++ % 10)) {
+    } elsif ($keeps_connection && !($looks++ % 10)) {
         # A database that does not answer is not asked again before a poll succeeded.
         my $listing = $looked_at;
         undef $looked_at;
@@ -814,7 +847,7 @@ my $answer_until = 0;
 # How long a command of the reader may take: it is to be named before the reader is given up.
 sub command_seconds { return $answer_until - now() - 2 }
 
-# Answers a line "REQUEST KIND WATCH SECONDS ARGUMENT..." with the frames of a section.
+# Answers a line "REQUEST KIND WATCH KEEP SECONDS ARGUMENT..." with the frames of a section.
 sub reader {
     my ($in, $out) = @_;
     my ($input, $watch) = ('', 0);
@@ -830,10 +863,12 @@ sub reader {
         }
         POSIX::_exit(0) unless sysread $in, $input, 4096, length $input;
         while ($input =~ s/\A([^\n]*)\n//) {
-            (my $request, my $kind, $watch, my $seconds, my @arguments) = split / /, $1;
+            (my $request, my $kind, $watch, $keeps_connection, my $seconds, my @arguments) = split / /, $1;
             $answer_until = now() + $seconds;
             my @parts = eval { $SECTION_OF_READER{$kind}->(@arguments) };
-            my $sent  = write_section($out, $request, $kind, @parts ? @parts : ([], [], '', error_words($@)));
+            @parts = ([], [], '', error_words($@)) unless @parts;
+            drop_postgres() unless $keeps_connection;
+            my $sent = write_section($out, $request, $kind, @parts);
             # Perl keeps memory that it had once: after a long answer a new reader begins small.
             POSIX::_exit(0) if $sent > RECYCLE_ANSWER_BYTES;
         }
@@ -947,8 +982,8 @@ sub reader_frame {
 
 # Passes the frames of a section that the reader answers on to the worker.
 sub from_reader {
-    my ($request, $kind, $watch, $until, @arguments) = @_;
-    my $line = join(' ', $request, $kind, $watch, $until - now(), @arguments) . "\n";
+    my ($request, $kind, $watch, $keep, $until, @arguments) = @_;
+    my $line = join(' ', $request, $kind, $watch, $keep, $until - now(), @arguments) . "\n";
     for my $try (1, 2) {
         start_reader() unless $reader{pid} && !waitpid $reader{pid}, WNOHANG;
         {
@@ -1106,7 +1141,7 @@ sub answer {
             failed('not_root', "uid $> is not root") if $by_reader && $>;
             $left->() unless $kind eq 'load';
             if ($by_reader) {
-                from_reader($request, $kind, $head->{watch} ? 1 : 0, $until, @$section{ @{ $ALLOWED{$kind} } });
+                from_reader($request, $kind, $head->{watch} ? 1 : 0, ($head->{connect} || '') eq 'each_poll' ? 0 : 1, $until, @$section{ @{ $ALLOWED{$kind} } });
             } else {
                 flush_output() if $kind ne 'load';
                 put(frame('B', $request, words(kind => $kind)) . own_section($request, $section, $left));

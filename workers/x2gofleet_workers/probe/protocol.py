@@ -10,7 +10,8 @@ number. Small structures are words: ``key=value`` separated by one space, percen
 To the probe:
 
 - ``S``: the probe's text, first, where the worker starts it with the loader. An installed probe passes it over.
-- ``Q``: a request; lines of words. ``scope=server|user seconds=N [watch=1]``, then a line for each section, in order:
+- ``Q``: a request; lines of words. ``scope=server|user seconds=N [watch=1] [connect=each_poll]``, then a line for each
+  section, in order:
   ``section=load``, ``section=sessions signature=TOKEN|- listing=records|command``, ``section=mounts``,
   ``section=desktops [user=NAME]``, ``section=reference`` (X2Go's own query between two equal readings of the records).
 - End of input: the probe ends.
@@ -18,7 +19,8 @@ To the probe:
 From the probe: noise of login shells (at most 64 KiB), the hello (hello.py), then for each request and each section in
 order:
 
-- ``B`` words: ``kind=KIND [backend=NAME host=NAME fields=16|14]``.
+- ``B`` words: ``kind=KIND [backend=NAME host=NAME fields=16|14] [address=TEXT database=TEXT connections=N reserved=N
+  role_limit=N tls=TEXT]``, the latter for sessions on PostgreSQL.
 - ``D``: data. Records (records.py) where a server's sessions, mounts or the reference were requested, else raw stdout.
 - ``L``: raw lines of X2Go's own listing, after the records.
 - ``E`` words, one of: ``status=ok [records=N] [others=M other_hosts=NAME,...] [left_out=N]

@@ -17,7 +17,8 @@ NO_SIGNATURE = "-"
 MAX_SECONDS = 600
 MAX_SIGNATURE_BYTES = 64
 _SIGNATURE = re.compile(r"[0-9a-z.-]{1,64}")
-_HEAD_WORDS = ("scope", "seconds", "watch")
+_HEAD_WORDS = ("scope", "seconds", "watch", "connect")
+_EACH_POLL = "each_poll"
 
 
 class Scope(StrEnum):
@@ -123,13 +124,15 @@ class Request:
     """One request: the sections come in this order.
 
     ``seconds``: after so many, sections that are not complete are given up with the error ``timeout``. ``watch``:
-    whether a notice is wanted when the sessions change after this answer. Raises ValueError for what cannot be asked.
+    whether a notice is wanted when the sessions change after this answer. ``each_poll``: whether the probe connects to
+    PostgreSQL for each poll, instead of keeping a connection. Raises ValueError for what cannot be asked.
     """
 
     scope: Scope
     sections: tuple[SectionRequest, ...]
     seconds: int
     watch: bool = False
+    each_poll: bool = False
     _encoded: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -152,6 +155,8 @@ class Request:
         head: list[tuple[str, str | int]] = [("scope", self.scope), ("seconds", self.seconds)]
         if self.watch:
             head.append(("watch", 1))
+        if self.each_poll:
+            head.append(("connect", _EACH_POLL))
         return b"\n".join((encode_words(head), *(section.encode() for section in self.sections)))
 
     @classmethod
@@ -163,6 +168,8 @@ class Request:
         seconds = number_of(words, "seconds", "a request", most=MAX_SECONDS)
         sections = tuple(SectionRequest.decode(line) for line in lines)
         try:
-            return cls(Scope(text_of(words, "scope")), sections, seconds, watch)
+            return cls(
+                Scope(text_of(words, "scope")), sections, seconds, watch, text_of(words, "connect") == _EACH_POLL
+            )
         except ValueError as exc:
             raise NotProven(f"a request: {exc}") from None

@@ -44,6 +44,26 @@ class ErrorCode(StrEnum):
     PG_QUERY = "pg_query"
 
 
+@dataclass(frozen=True, slots=True)
+class DatabaseFacts:
+    """What PostgreSQL says of itself, "" or None where it does not.
+
+    ``identity``: the same for every address of one database, and on a standby that took over. ``address``: host and
+    port as the server has them. ``connections``: how many can be open at once, without the ``reserved`` ones.
+    ``role_limit``: how many x2godbuser may have, None for any number. ``tls``: the version of TLS, "" without it.
+    """
+
+    identity: str = ""
+    address: str = ""
+    connections: int | None = None
+    reserved: int = 0
+    role_limit: int | None = None
+    tls: str = ""
+
+
+NO_FACTS = DatabaseFacts()
+
+
 class SectionStatus(StrEnum):
     """How a section ended: with data, with the word that the listing is the same as before, or with an error."""
 
@@ -71,7 +91,7 @@ class Section:
     ``signature``: to be handed back with the next request, ``-`` for none. ``source``: what the rows are made from.
     ``others``: number of records of other hosts, counted where there are none of this one; ``other_hosts``: some of
     their names. ``left_out``: number of records that the probe did not send, as one database user has made too many.
-    ``exit_status`` and ``stderr``: those of a command.
+    ``exit_status`` and ``stderr``: those of a command. ``database`` (sessions on PostgreSQL): what it says of itself.
 
     The data are ``records`` (sessions in server scope, reference), ``mounts`` (mounts in server scope) or ``stdout``;
     ``lines`` are the raw lines of X2Go's own listing beside the records.
@@ -83,6 +103,7 @@ class Section:
     backend: str = ""
     host: str = ""
     fields: int = MORE_FIELDS
+    database: DatabaseFacts = NO_FACTS
     signature: str = NO_SIGNATURE
     source: Listing = Listing.RECORDS
     others: int = 0

@@ -1,0 +1,69 @@
+"""Debian's pgbouncer in front of a PostgresServer, on loopback, as the owner of the cluster."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from .namespace import PATH, wait_until
+from .postgres import PostgresServer, is_listening
+from .realserver import free_port
+
+PoolMode = Literal["session", "transaction"]
+PROGRAM = "/usr/sbin/pgbouncer"
+
+
+class PgBouncer:
+    """A pgbouncer with one pool for each role; use as a context manager.
+
+    passwords: of the roles that may log in, by name. pool_size: connections of a pool to PostgreSQL.
+    """
+
+    def __init__(
+        self, database: PostgresServer, passwords: Mapping[str, str], *, mode: PoolMode, pool_size: int = 2
+    ) -> None:
+        self.host, self.port = "127.0.0.1", free_port()
+        self._database, self._passwords, self._mode, self._pool_size = database, dict(passwords), mode, pool_size
+        self._directory: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        directory = self._directory = Path(tempfile.mkdtemp(prefix="x2gofleet-pgbouncer-"))
+        users = directory / "userlist.txt"
+        users.write_text("".join(f'"{role}" "{password}"\n' for role, password in self._passwords.items()))
+        settings = directory / "pgbouncer.ini"
+        settings.write_text(
+            "[databases]\n"
+            f"x2go_sessions = host={self._database.host} port={self._database.port} dbname=x2go_sessions\n"
+            "[pgbouncer]\n"
+            f"listen_addr = {self.host}\nlisten_port = {self.port}\nunix_socket_dir =\n"
+            f"auth_type = scram-sha-256\nauth_file = {users}\n"
+            f"pool_mode = {self._mode}\ndefault_pool_size = {self._pool_size}\n"
+        )
+        for path in (directory, users, settings):
+            shutil.chown(path, "postgres", "postgres")
+        with (directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", PROGRAM, str(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"PATH": PATH},
+                cwd="/",
+                user="postgres",
+                group="postgres",
+                extra_groups=[],
+            )
+        wait_until(lambda: is_listening(self.host, self.port), "pgbouncer to listen", timeout_seconds=60)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=60)
+        if self._directory is not None:
+            shutil.rmtree(self._directory)

@@ -1,0 +1,281 @@
+"""A farm on PostgreSQL as an administrator runs it: host names, connections, pgbouncer, TLS, a standby."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from x2gofleet_workers.cli import main
+from x2gofleet_workers.probe.protocol import SectionKind, SectionRequest
+from x2gofleet_workers.probe.reference import Agreement, compare_with_reference
+
+from .conftest import FarmFactory, PollFactory
+from .direct_probe import DirectProbe
+from .pgbouncer import PgBouncer, PoolMode
+from .polled import PROFILE, PolledFleet
+from .postgres_farm import ADMIN_ROLE, PostgresFarm, configure_postgres, listing
+from .test_postgres import PATIENT, RARELY, names_of, refresh
+
+SESSIONS = SectionRequest(SectionKind.SESSIONS)
+
+
+@pytest.fixture(scope="module")
+def module_farm(start_module_postgres_farm: FarmFactory) -> PostgresFarm:
+    return start_module_postgres_farm(("ts01", "ts02"), max_connections=20)
+
+
+@pytest.fixture
+def farm(module_farm: PostgresFarm) -> Iterator[PostgresFarm]:
+    yield module_farm
+    for name, server in module_farm.servers.items():
+        server.set_hostname(name)
+    module_farm.database.sql("truncate sessions, mounts, used_ports")
+
+
+@pytest.fixture
+def poll_farm(farm: PostgresFarm, poll: PollFactory) -> Callable[..., PolledFleet]:
+    def start(**settings: object) -> PolledFleet:
+        polled = poll(farm.servers, **{"login": PATIENT, "intervals": RARELY, **settings})
+        polled.wait_until(
+            lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshots", seconds=60
+        )
+        return polled
+
+    return start
+
+
+# Host names
+
+
+def events_of(polled: PolledFleet) -> list[str]:
+    return [event.kind.value for event in polled.cache.events()]
+
+
+def test_a_renamed_server_is_a_failure_of_worker_and_check(
+    farm: PostgresFarm,
+    poll_farm: Callable[..., PolledFleet],
+    valkey_url: str,
+    namespace: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here, there = farm.create_session("ts01", "alice"), farm.create_session("ts02", "bob")
+    polled = poll_farm()
+    check = ["check", "--inventory", str(polled.inventory), "--redis-url", valkey_url, "--namespace", namespace]
+    assert main(check) == 0
+    capsys.readouterr()
+
+    farm.servers["ts02"].set_hostname("renamed")
+
+    # That is what a listing by X2Go's command says, and what was stored of it.
+    assert listing(farm.servers["ts02"]) == b""
+    errors = refresh(polled)
+    assert set(errors) == {"ts02"}
+    assert "the server's host name was ts02 and is renamed now" in errors["ts02"]
+    assert polled.target_status("ts02").error_class == "HostNameChanged"
+    kept = polled.snapshot(server="ts02")
+    assert kept is None or names_of(kept.stdout) == {there}
+    assert "ended" not in events_of(polled)
+    assert main(check) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["ok", "ts01"], ["FAILED", "ts02"]]
+    assert "HostNameChanged" in lines[1]
+    # Without the record there is nothing to compare with.
+    assert main(check[:3]) == 0
+
+    farm.servers["ts02"].set_hostname("ts02")
+    assert refresh(polled) == {}
+    for server, name in (("ts01", here), ("ts02", there)):
+        snapshot = polled.snapshot(server=server)
+        assert snapshot is not None
+        assert names_of(snapshot.stdout) == {name}
+    assert "ended" not in events_of(polled)
+
+
+def test_two_servers_of_one_host_name_are_a_failure_of_both(
+    farm: PostgresFarm, poll_farm: Callable[..., PolledFleet], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, there = farm.create_session("ts01", "alice"), farm.create_session("ts02", "bob")
+    farm.insert_mount("ts01", "alice", here, "10.1.2.3", "/home/alice/media")
+    polled = poll_farm()
+    assert refresh(polled, mounts=True) == {}
+
+    farm.servers["ts02"].set_hostname("ts01")
+
+    # Each is listed the other's sessions by X2Go.
+    assert here.encode() in listing(farm.servers["ts02"])
+    refresh(polled)
+    errors = refresh(polled)
+    assert set(errors) == {"ts01", "ts02"}
+    for server, text in errors.items():
+        assert "more than one server has the host name ts01 on the same PostgreSQL database (ts01, ts02)" in text
+        assert "give each server a host name of its own" in text
+        assert polled.target_status(server).error_class == "HostNameShared"
+        assert polled.snapshot(server=server) is None
+        assert polled.snapshot("mounts", server) is None
+    assert set(refresh(polled, mounts=True)) == {"ts01", "ts02"}
+    assert main(["check", "--inventory", str(polled.inventory)]) == 1
+    *_, found = capsys.readouterr().out.splitlines()
+    assert found.startswith("FAILED  ts01, ts02  HostNameShared: ")
+
+    farm.servers["ts02"].set_hostname("ts02")
+    refresh(polled)
+    assert refresh(polled) == {}
+    for server, name in (("ts01", here), ("ts02", there)):
+        snapshot = polled.snapshot(server=server)
+        assert snapshot is not None
+        assert names_of(snapshot.stdout) == {name}
+    assert "ended" not in events_of(polled)
+
+
+def test_equal_host_names_on_two_databases_are_no_failure(
+    farm: PostgresFarm, start_postgres_farm: FarmFactory, poll: PollFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = start_postgres_farm(("ts01",))
+    here, there = farm.create_session("ts01", "alice"), other.create_session("ts01", "bob")
+    servers = {"ts01": farm.servers["ts01"], "other": other.servers["ts01"]}
+
+    polled = poll(servers, login=PATIENT, intervals=RARELY)
+    polled.wait_until(lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshots", seconds=60)
+
+    for server, name in (("ts01", here), ("other", there)):
+        snapshot = polled.snapshot(server=server)
+        assert snapshot is not None
+        assert names_of(snapshot.stdout) == {name}
+    assert main(["check", "--inventory", str(polled.inventory)]) == 0
+    assert "HostName" not in capsys.readouterr().out
+
+
+# Connections
+
+
+def probe_connections(farm: PostgresFarm) -> int:
+    return sum(name == "x2gofleet-probe" for name, *_ in farm.database.backends(ADMIN_ROLE))
+
+
+@pytest.mark.parametrize(("setting", "kept"), [("standing", 2), ("each_poll", 0)])
+def test_the_probes_keep_a_connection_each_or_none(
+    farm: PostgresFarm, poll_farm: Callable[..., PolledFleet], setting: str, kept: int
+) -> None:
+    name = farm.create_session("ts01", "alice")
+    # With notices: looks between polls must not connect either.
+    polled = poll_farm(login={"deadline": 20, "database_connection": setting})
+    assert refresh(polled) == {}
+    polled.wait_until(lambda: probe_connections(farm) == kept, f"{kept} connections")
+    logged = farm.database.log().count("connection authorized: user=x2godbuser")
+
+    assert refresh(polled) == {}
+    assert refresh(polled, mounts=True) == {}
+
+    polled.wait_until(lambda: probe_connections(farm) == kept, f"{kept} connections")
+    connected = farm.database.log().count("connection authorized: user=x2godbuser") - logged
+    assert connected >= 4 if setting == "each_poll" else probe_connections(farm) == 2
+    snapshot = polled.snapshot()
+    assert snapshot is not None
+    assert names_of(snapshot.stdout) == {name}
+
+
+def test_a_probe_that_connects_for_each_poll_does_not_connect_between_them(farm: PostgresFarm) -> None:
+    name = farm.create_session("ts01", "alice")
+
+    def connections() -> int:
+        return farm.database.log().count("application_name=x2gofleet-probe")
+
+    for each_poll in (False, True):
+        with DirectProbe(farm.servers["ts01"]) as probe:
+            probe.send(SESSIONS, watch=True, each_poll=each_poll)
+            probe.receive()
+            before = connections()
+            if each_poll:
+                assert farm.database.backends(ADMIN_ROLE) == []
+                # A state file is looked at all the same.
+                farm.servers["ts01"].set_agent_state("alice", name, "SUSPENDED")
+                probe.notice()
+                assert connections() == before
+            else:
+                farm.suspend_session("ts01", "alice", name)
+                probe.notice()
+                assert connections() == before
+                farm.resume_session("ts01", "alice", name)
+
+
+# pgbouncer
+
+
+@pytest.mark.parametrize("each_poll", [False, True], ids=["standing", "each poll"])
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_the_rows_through_pgbouncer_are_those_without_it(
+    farm: PostgresFarm, request: pytest.FixtureRequest, mode: PoolMode, each_poll: bool
+) -> None:
+    made = farm.create_session("ts01", "alice"), farm.create_session("ts01", "bob")
+    farm.create_session("ts02", "bob")
+    farm.suspend_session("ts01", "bob", made[1])
+    farm.insert_mount("ts01", "alice", made[0], "10.1.2.3", "/home/alice/media")
+    kinds = (SESSIONS, SectionRequest(SectionKind.MOUNTS))
+
+    def ask(probe: DirectProbe) -> list[object]:
+        probe.send(*kinds, each_poll=each_poll)
+        sessions, mounts = probe.receive()
+        assert (sessions.error, mounts.error) == (None, None)
+        return [{replace(record, age=b"") for record in sessions.records}, mounts.mounts, sessions.database.identity]
+
+    with DirectProbe(farm.servers["ts01"]) as probe:
+        plain = ask(probe)
+    assert len(plain[0]) == 2  # type: ignore[arg-type]
+
+    def back() -> None:
+        for server in farm.servers.values():
+            configure_postgres(server, farm.database.host, farm.database.port)
+
+    request.addfinalizer(back)
+    # In session mode a connection that stands takes one of the pool's; X2Go's own query needs further ones.
+    pool_size = 6 if mode == "session" and not each_poll else 2
+    with PgBouncer(farm.database, {ADMIN_ROLE: farm.admin_password}, mode=mode, pool_size=pool_size) as bouncer:
+        for server in farm.servers.values():
+            configure_postgres(server, bouncer.host, bouncer.port)
+        with DirectProbe(farm.servers["ts01"]) as one, DirectProbe(farm.servers["ts02"]) as two:
+            for _ in range(3):
+                assert ask(one) == plain
+                (other,) = ask(two)[:1]
+                assert len(other) == 1  # type: ignore[arg-type]
+            # Nothing stays in a connection that another server's probe gets next.
+            settings = farm.sql(
+                "select count(*) from pg_stat_activity where usename = $1 and state like 'idle in%'", ADMIN_ROLE
+            )
+            assert settings == [("0",)]
+            one.send(SectionRequest(SectionKind.REFERENCE), each_poll=each_poll)
+            (reference,) = one.receive()
+            assert reference.error is None
+            assert compare_with_reference(reference).agreement is Agreement.EQUAL
+    back()
+
+
+# check
+
+
+def test_check_names_the_database_and_warns_where_it_takes_too_few_connections(
+    farm: PostgresFarm, poll_farm: Callable[..., PolledFleet], capsys: pytest.CaptureFixture[str]
+) -> None:
+    polled = poll_farm()
+    check = ["check", "--inventory", str(polled.inventory)]
+
+    assert main(check) == 0
+
+    database = farm.database
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "all"]
+    for line in lines[:2]:
+        assert f"database at 127.0.0.1 port {database.port} (no TLS), postgres, by records, equal to" in line
+
+    database.set_connection_limit(ADMIN_ROLE, 5)
+    database.end_backends(ADMIN_ROLE)
+    try:
+        assert main(check) == 0
+    finally:
+        database.set_connection_limit(ADMIN_ROLE, -1)
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert "lets x2godbuser have 5 connections, 2 server(s) need 6" in warning
+    assert "alter role x2godbuser connection limit 6;" in warning
+
+    assert main(check) == 0
+    assert "warning" not in capsys.readouterr().out

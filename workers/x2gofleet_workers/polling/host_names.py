@@ -1,0 +1,71 @@
+"""host_names: finds servers of one host name on one PostgreSQL database, each of which would list the other's rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import redis
+
+from x2gofleet.errors import CacheUnavailable, HostNameShared
+from x2gofleet.store import Store
+from x2gofleet_workers.probe.protocol import Section
+from x2gofleet_workers.text import show
+
+AGAIN_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def host_name_shared(host_name: str, servers: Sequence[str]) -> HostNameShared:
+    """Return the error of servers that have one host name on one database."""
+    return HostNameShared(
+        f"more than one server has the host name {show(host_name.encode(), 64)} on the same PostgreSQL database "
+        f"({', '.join(servers)}): X2Go lists the sessions of each on the other",
+        mend="give each server a host name of its own, or take out of the inventory what is the same server twice",
+    )
+
+
+class HostNames:
+    """The host name of one server, recorded where the workers of all servers see it.
+
+    It is recorded with each new listing, and at least every 10 s where the listing stays the same.
+    """
+
+    def __init__(self, server: str, store: Store, monotonic: Callable[[], float]) -> None:
+        self._server, self._store, self._monotonic = server, store, monotonic
+        self._recorded = ("", "")
+        self._due_at = -1.0
+        self._has_warned = False
+        self._error: HostNameShared | None = None
+
+    def require_sole(self, section: Section) -> None:
+        """Record the host name and database of a good section of sessions.
+
+        Raises HostNameShared where another server has them too, and CacheUnavailable.
+        """
+        found = (section.host, section.database.identity)
+        if section.error is not None or not found[1]:
+            return
+        is_recorded = section.same and found == self._recorded and self._monotonic() < self._due_at
+        if not is_recorded or self._error is not None:
+            others = self._record(*found)
+            self._recorded, self._due_at = found, self._monotonic() + AGAIN_SECONDS
+            self._error = host_name_shared(section.host, sorted((self._server, *others))) if others else None
+        self.require_none_known()
+
+    def require_none_known(self) -> None:
+        """Raise HostNameShared where the last listing of sessions did."""
+        if self._error is not None:
+            raise self._error
+
+    def _record(self, host_name: str, database: str) -> tuple[str, ...]:
+        try:
+            return self._store.record_host_name(self._server, host_name, database)
+        except CacheUnavailable as exc:
+            if not isinstance(exc.__cause__, redis.exceptions.NoPermissionError):
+                raise
+            if not self._has_warned:
+                log.warning("%s: two servers of one host name cannot be found: %s", self._server, exc)
+            self._has_warned = True
+            return ()
