@@ -171,11 +171,11 @@ def test_what_is_left_out_is_said_to_whom_it_concerns(run: Run, fleet: Any) -> N
     before = cursor_in(run()[1])
     toggle("bob", *range(900))
     middle = cursor_in(run()[1])
-    toggle("bob", *range(900, 1500))
+    toggle("bob", *range(900, 1600))
     out, err = run()
     shown = [row[-1] for row in cells(out)[1:]]
-    left_out = 1501 - len(shown)
-    assert shown == ["alice0", *(f"bob{number}" for number in range(left_out, 1500))]
+    left_out = 1601 - len(shown)
+    assert shown == ["alice0", *(f"bob{number}" for number in range(left_out, 1600))]
     assert re.search(rf"ts01: up to {left_out} events of bob before \S+ are not kept\n", err)
     behind = cursor_in(err)
     for cursor, missed in ((before, left_out), (middle, 0), (behind, 0)):

@@ -1,13 +1,14 @@
 -- Appends events to a target's stream and bounds it, so that no user's events displace those of others. A part of the
 -- scripts that write events.
 --
--- A stream with more than `kept` + EVENTS_SLACK entries is cut to `kept` by equal shares: of each user the newest entries
--- stay, as many as there is room for if no user has more than the others need. Those of the server count as one user's.
--- Of more than `kept` users the oldest entries go. It is written anew under the same ids: entries that XDEL removes keep
+-- A stream with more than `kept` + EVENTS_LIVE + EVENTS_SLACK entries is cut to `kept` by equal shares: of each user the
+-- newest entries stay, as many as there is room for if no user has more than the others need. Those of the server count as
+-- one user's. The newest EVENTS_LIVE stay in any case, for readers that follow. Of too many users the oldest entries go. It is written anew under the same ids: entries that XDEL removes keep
 -- their memory for as long as one entry of their node is there.
 --
 -- The oldest entry that stays of a user then has the fields `left_out`, how many of hers before it are gone, and
 -- `left_out_to`, the id of the newest of these. For users of whom nothing stays, the first entry of the stream has them.
+local EVENTS_LIVE = 250
 local EVENTS_SLACK = 250
 -- By age, whoever it is about: for users of Redis who may not read streams, which is needed to cut them.
 local EVENTS_AT_MOST = 3
@@ -89,7 +90,8 @@ local function cut_events(key, kept)
   local share, stay, of_user, gone = equal_share(counts, kept), {}, {}, {}
   for i, entry in ipairs(entries) do
     local user = users[i]
-    if user and #stay < kept and (of_user[user] or 0) < share then
+    local in_share = (of_user[user or ''] or 0) < share and #stay < kept + EVENTS_LIVE
+    if user and (in_share or i <= EVENTS_LIVE) then
       of_user[user] = (of_user[user] or 0) + 1
       stay[#stay + 1] = i
     elseif user then
@@ -124,6 +126,6 @@ local function add_events(key, entries, kept, ttl_ms)
     redis.call('XADD', key, 'MAXLEN', '~', kept * EVENTS_AT_MOST, '*', unpack(entry))
   end
   local length = redis.pcall('XLEN', key)
-  if type(length) == 'number' and length > kept + EVENTS_SLACK then cut_events(key, kept) end
+  if type(length) == 'number' and length > kept + EVENTS_LIVE + EVENTS_SLACK then cut_events(key, kept) end
   redis.call('PEXPIRE', key, ttl_ms)
 end
