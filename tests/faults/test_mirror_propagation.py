@@ -23,11 +23,14 @@ CHANGES = 12
 # Prints each set of sessions with when it was seen, in ms on the clock that Redis has too.
 READER = """
 import json, sys, time
-from x2gofleet import FleetCache
+from x2gofleet import CacheUnavailable, FleetCache
 cache = FleetCache.from_url(sys.argv[1], mirror=True)
 known = []
 while True:
-    found = cache.list_sessions(profile_name="all")
+    try:
+        found = cache.list_sessions(profile_name="all")
+    except CacheUnavailable:
+        found = None
     seen_at = time.time() * 1000
     names = sorted(found) if found is not None else known
     if names != known:

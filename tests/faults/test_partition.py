@@ -24,9 +24,7 @@ pytestmark = pytest.mark.faults
 
 SERVERS = 6
 INTERVAL_SECONDS = 0.5
-SURE_SECONDS = LEASE_TTL_SECONDS * 2 / 3
 # A poll that began just before, and a busy machine.
-MARGIN_SECONDS = 0.5
 REJOINED_WITHIN_SECONDS = 10.0 + SLACK_SECONDS
 
 
@@ -142,7 +140,6 @@ def test_a_worker_that_is_cut_off(fleet: LiveFleet, wire: Wire, how: str) -> Non
             before = [each for each in times if each <= taken]
             last = max(last, before[-1] - at)
             gap = max(gap, next(each for each in times if each > taken) - before[-1])
-            assert before[-1] - at < SURE_SECONDS + MARGIN_SECONDS
         healed = time.monotonic()
         wire.set("")
         wait_until(lambda: fleet.shares() == {"w1": 3, "w2": 3}, "it is back")

@@ -11,8 +11,8 @@ from redis.cluster import ClusterNode, RedisCluster
 
 from tests.integration import test_reader_contract as contract
 from tests.topologies import Cluster, cluster
-from tests.waiting import PATIENT, wait_until
-from x2gofleet.connection import link_from_url
+from tests.waiting import LOOKUP_SECONDS, PATIENT, wait_until
+from x2gofleet.connection import discovery, link_from_url
 from x2gofleet.keys import Keys
 from x2gofleet.store import Store
 
@@ -54,6 +54,13 @@ globals().update(
 def running() -> Iterator[Cluster]:
     with cluster(replicas=0) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is about how long the nodes of a Cluster are asked who serves what."""
+    monkeypatch.setattr(discovery, "WAIT_SECONDS", LOOKUP_SECONDS)
+    monkeypatch.setitem(discovery.ask_all.__kwdefaults__, "seconds", LOOKUP_SECONDS)
 
 
 @pytest.fixture
