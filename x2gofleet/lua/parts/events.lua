@@ -3,8 +3,9 @@
 --
 -- A stream with more than `kept` + EVENTS_LIVE + EVENTS_SLACK entries is cut to `kept` by equal shares: of each user the
 -- newest entries stay, as many as there is room for if no user has more than the others need. Those of the server count as
--- one user's. The newest EVENTS_LIVE stay in any case, for readers that follow. Of too many users the oldest entries go. It is written anew under the same ids: entries that XDEL removes keep
--- their memory for as long as one entry of their node is there.
+-- one user's. The newest EVENTS_LIVE stay in any case, for readers that follow. Of too many users the oldest entries go.
+-- The stream is written anew under the same ids: entries that XDEL removes keep their memory for as long as one entry of
+-- their node is there.
 --
 -- The oldest entry that stays of a user then has the fields `left_out`, how many of hers before it are gone, and
 -- `left_out_to`, the id of the newest of these. For users of whom nothing stays, the first entry of the stream has them.
