@@ -264,6 +264,40 @@ def test_what_a_user_writes_by_sql_changes_no_genuine_row(
     assert compare_with_reference(reference(probe)).agreement is not Agreement.DIFFERS
 
 
+COLUMN_TYPES = ("text", "varchar", "integer", "bigint", "inet", "timestamp", "oid")
+
+
+@contextlib.contextmanager
+def functions_of_a_user(farm: PostgresFarm) -> Iterator[None]:
+    """Let mallory define functions that fit better than PostgreSQL's own, as any user may before version 15."""
+    farm.sql(f"grant create on schema public to {role_of('mallory')}")
+    body = "language sql as $$ select 'forged'::text $$"
+    makes = [f"create function public.concat({kind}) returns text {body}" for kind in COLUMN_TYPES]
+    makes.append(f"create function public.concat(bigint, text, oid) returns text {body}")
+    for statement in makes:
+        farm.sql(statement, role=role_of("mallory"))
+    try:
+        assert farm.sql("select concat(session_id) from public.sessions limit 1") == [("forged",)]
+        yield
+    finally:
+        for arguments in (*COLUMN_TYPES, "bigint, text, oid"):
+            farm.sql(f"drop function public.concat({arguments})")
+        farm.sql(f"revoke create on schema public from {role_of('mallory')}")
+
+
+def test_functions_that_a_user_defines_are_not_called(farm: PostgresFarm, server: RealX2GoServer) -> None:
+    name = farm.create_session("ts01", "alice")
+    farm.insert_mount("ts01", "alice", name, "10.1.2.3", "/home/alice/media")
+    printed = lines(listing(server))
+
+    with functions_of_a_user(farm), DirectProbe(server) as probe:
+        assert lines(probe.proven().stdout) == printed
+        assert mounts(probe).stdout == f"{name}|10.1.2.3|/home/alice/media\n".encode()
+        farm.delete_session(name)
+        farm.create_session("ts02", "bob")
+        assert probe.sessions().other_hosts == ("ts02",)
+
+
 def test_mounts_that_a_user_forges_are_not_served(farm: PostgresFarm, probe: DirectProbe) -> None:
     alice, own = farm.create_session("ts01", "alice"), farm.create_session("ts01", "mallory")
     farm.insert_mount("ts01", "alice", alice, "10.1.2.3", "/home/alice/media")

@@ -446,10 +446,27 @@ sub postgres_handle {
     return $postgres;
 }
 
+# What $read returns, from one state of the database. Only PostgreSQL's own functions and operators are found: before version
+# 15 each user may define others that fit better, in the schema that has X2Go's tables.
+sub in_transaction {
+    my ($handle, $read) = @_;
+    $handle->do('begin transaction isolation level repeatable read, read only; set local search_path = pg_catalog; '
+            . "set local statement_timeout = '3s'; set local lock_timeout = '2s'");
+    my @found = eval { $read->() };
+    my ($error, $state) = ($@, $DBI::state);
+    if ($error) {
+        eval { $handle->do('rollback') };
+        $DBI::state = $state;
+        die $error;
+    }
+    $handle->do('commit');
+    return @found;
+}
+
 sub learn_database {
     my ($handle, $key) = @_;
     # Before PostgreSQL 9.6, or where the right was revoked, the encoding alone; that query fails where the database does.
-    my @found = eval { $handle->selectrow_array($FACTS_QUERY) };
+    my @found = eval { in_transaction($handle, sub { $handle->selectrow_array($FACTS_QUERY) }) };
     @found = $handle->selectrow_array('show client_encoding') unless @found;
     my %facts;
     @facts{qw(encoding database connections reserved role_limit tls)} = @found;
@@ -500,33 +517,39 @@ sub of_each_creator {
 sub postgres_query {
     my ($config, $what, $host) = @_;
     my $handle = postgres_handle($config);
-    # concat prints a column as the client gets it; a cast would print the network of an address too.
-    my $bytes  = sub { my ($name) = $_[0] =~ /(\w+)\z/; "substr(concat($_[0]), 1, " . (most_bytes($name) + 1) . ')' };
-    my $limit  = 'limit ' . (MAX_RECORDS + 1);
-    my ($rows, $others, $left_out) = ([], [], 0);
-    $handle->do('begin transaction isolation level repeatable read, read only; '
-            . "set local statement_timeout = '3s'; set local lock_timeout = '2s'");
-    if ($what eq 'mounts') {
-        my $columns = join ', ', map { $bytes->($_) } qw(session_id client path uname creator_id);
-        my $what    = 'select m.*, s.uname from mounts m join sessions s on s.session_id = m.session_id '
-            . 'and s.creator_id = m.creator_id where s.server = ?';
-        ($rows, $left_out) = of_each_creator($handle, $what, $host, sub {
-            $handle->selectall_arrayref("select $columns from $_[0] order by session_id, path $limit", undef, $host) });
-        $rows = [ map { [ $_->[0], as_printed(@$_[1, 2]) ] } grep { is_creator(@$_[4, 3, 0]) } @$rows ];
-    } else {
-        my $columns = join ', ', map { /_time$/ ? qq{to_char($_, 'YYYY-MM-DD"T"HH24:MI:SS')} : $bytes->($_) } @COLUMNS;
-        my $what = 'select * from sessions where server = ?';
-        ($rows, $left_out) = of_each_creator($handle, $what, $host, sub { $handle->selectall_arrayref(
-            # A user can make a time infinite; such a record must not fail the others.
-            "select $columns, case when isfinite(init_time) then floor(extract(epoch from now() - init_time))::bigint end, "
-                . $bytes->('creator_id')
-                . " from $_[0] order by status desc, session_id $limit", undef, $host) });
-        @$_[0 .. $#COLUMNS] = as_printed(@$_[0 .. $#COLUMNS]) for @$rows;
-        $others = $handle->selectall_arrayref(
-            'select ' . $bytes->('server') . ', count(*) from sessions group by 1 order by 2 desc limit 200')
-            unless @$rows;
-    }
-    $handle->do('commit');
+    return in_transaction($handle, sub { $what eq 'mounts' ? postgres_mounts($handle, $host) : postgres_sessions($handle, $host) });
+}
+
+# concat prints a column as the client gets it; a cast would print the network of an address too.
+sub bytes_of {
+    my ($column) = @_;
+    my ($name) = $column =~ /(\w+)\z/;
+    return "substr(concat($column), 1, " . (most_bytes($name) + 1) . ')';
+}
+
+sub postgres_mounts {
+    my ($handle, $host) = @_;
+    my $columns = join ', ', map { bytes_of($_) } qw(session_id client path uname creator_id);
+    my $what    = 'select m.*, s.uname from public.mounts m join public.sessions s on s.session_id = m.session_id '
+        . 'and s.creator_id = m.creator_id where s.server = ?';
+    my ($rows, $left_out) = of_each_creator($handle, $what, $host, sub {
+        $handle->selectall_arrayref("select $columns from $_[0] order by session_id, path limit " . (MAX_RECORDS + 1), undef, $host) });
+    return ([ map { [ $_->[0], as_printed(@$_[1, 2]) ] } grep { is_creator(@$_[4, 3, 0]) } @$rows ], [], $left_out);
+}
+
+sub postgres_sessions {
+    my ($handle, $host) = @_;
+    my $columns = join ', ', map { /_time$/ ? qq{to_char($_, 'YYYY-MM-DD"T"HH24:MI:SS')} : bytes_of($_) } @COLUMNS;
+    my ($rows, $left_out) = of_each_creator($handle, 'select * from public.sessions where server = ?', $host, sub {
+        # A user can make a time infinite; such a record must not fail the others.
+        $handle->selectall_arrayref("select $columns, "
+                . 'case when isfinite(init_time) then floor(extract(epoch from now() - init_time))::bigint end, '
+                . bytes_of('creator_id') . " from $_[0] order by status desc, session_id limit " . (MAX_RECORDS + 1), undef, $host) });
+    @$_[0 .. $#COLUMNS] = as_printed(@$_[0 .. $#COLUMNS]) for @$rows;
+    my $others = [];
+    $others = $handle->selectall_arrayref(
+        'select ' . bytes_of('server') . ', count(*) from public.sessions group by 1 order by 2 desc limit 200')
+        unless @$rows;
     return ($rows, $others, $left_out);
 }
 
