@@ -8,6 +8,7 @@ from tests.bench import (
     bench_mirror,
     bench_notices,
     bench_notices_scale,
+    bench_outages,
     bench_parsing,
     bench_probe,
     bench_worker,
@@ -19,7 +20,7 @@ def main() -> None:
     print(f"{'what':60} {'ratio':>8}  {'baseline':58} goal")
     modules = (
         *(bench_parsing, bench_lookup, bench_mirror, bench_probe, bench_notices, bench_notices_scale),
-        *(bench_broker, bench_worker),
+        *(bench_broker, bench_outages, bench_worker),
     )
     for module in modules:
         for what, baseline, ratio, goal in module.run():
