@@ -37,7 +37,8 @@ _LIBRARY = Path("/usr/lib/postgresql")
 # Ends the server when this process ends, however that comes: its standard input ends then. SIGCONT, for a frozen one.
 _KEEP = 'setpriv --pdeathsig QUIT "$@" & pid=$!; cat >/dev/null; kill -INT $pid; kill -CONT $pid; wait $pid'
 
-_READY = "database system is ready to accept connections"
+# For connections, or on a standby for read-only ones.
+_READY = "database system is ready to accept "
 _NO_PORT = "could not create any TCP/IP sockets"
 
 ShutdownMode = Literal["smart", "fast", "immediate"]
@@ -204,6 +205,19 @@ class PostgresServer:
             connection.query(f"alter system set {setting} = {literal(value)}")
             connection.query("select pg_reload_conf()")
 
+    def enable_tls(self) -> str:
+        """Have the server take TLS too, with a certificate of its own, which is its own CA; returns that."""
+        key, certificate = self.data / "server.key", self.data / "server.crt"
+        name = ["-subj", f"/CN={self.host}", "-addext", f"subjectAltName=IP:{self.host}"]
+        files = ["-keyout", str(key), "-out", str(certificate)]
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *name, *files]
+        subprocess.run(command, capture_output=True, check=True)
+        key.chmod(0o600)
+        for path in (key, certificate):
+            shutil.chown(path, _OWNER, _OWNER)
+        self.configure("ssl", "on")
+        return certificate.read_text()
+
     def set_password(self, role: str, password: str) -> None:
         """Change a role's password; open connections stay."""
         self.sql(f"alter role {identifier(role)} password {literal(password)}")
@@ -304,7 +318,7 @@ class PostgresServer:
         password.chmod(0o644)
         how = ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={password}", "--no-sync"]
         done = subprocess.run(
-            [_program("initdb"), "-D", self.data, "-U", SUPERUSER, "-E", "UTF8", "--locale=C.UTF-8", *how],
+            [program("initdb"), "-D", self.data, "-U", SUPERUSER, "-E", "UTF8", "--locale=C.UTF-8", *how],
             capture_output=True,
             check=False,
             cwd="/",
@@ -331,7 +345,7 @@ class PostgresServer:
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         with (self.directory / "log").open("ab") as log:
             return subprocess.Popen(
-                ["sh", "-c", _KEEP, "keep", str(_program("postgres")), "-D", str(self.data), "-p", str(port)],
+                ["sh", "-c", _KEEP, "keep", str(program("postgres")), "-D", str(self.data), "-p", str(port)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -377,7 +391,8 @@ def identifier(name: str) -> str:
     return f'"{escaped}"'
 
 
-def _program(name: str) -> Path:
+def program(name: str) -> Path:
+    """The path of one of the newest PostgreSQL's programs."""
     found = programs()
     if found is None:
         raise PostgresError("postgresql is not installed; run tests/e2e/setup.sh")

@@ -20,7 +20,7 @@ ADMIN_ROLE = "x2godbuser"
 ADMIN_PASSWORD_FILE = "/etc/x2go/x2gosql/passwords/x2gopgadmin"
 _SUPERUSER_PASSWORD_FILE = "/etc/x2go/x2gosql/passwords/pgadmin"
 
-SslMode = Literal["disable", "allow", "prefer", "require"]
+SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
 
 def missing_postgres() -> str:

@@ -7,14 +7,20 @@ from dataclasses import replace
 
 import pytest
 from x2gofleet_workers.cli import main
+from x2gofleet_workers.probe.delivery import probe_text
+from x2gofleet_workers.probe.proof import prove_sessions
 from x2gofleet_workers.probe.protocol import SectionKind, SectionRequest
 from x2gofleet_workers.probe.reference import Agreement, compare_with_reference
 
+from x2gofleet.errors import ListingFailed
+
 from .conftest import FarmFactory, PollFactory
 from .direct_probe import DirectProbe
+from .namespace import wait_until
 from .pgbouncer import PgBouncer, PoolMode
 from .polled import PROFILE, PolledFleet
-from .postgres_farm import ADMIN_ROLE, PostgresFarm, configure_postgres, listing
+from .postgres_farm import ADMIN_ROLE, PostgresFarm, SslMode, configure_postgres, listing
+from .postgres_standby import PostgresStandby, SwitchedProxy
 from .test_postgres import PATIENT, RARELY, names_of, refresh
 
 SESSIONS = SectionRequest(SectionKind.SESSIONS)
@@ -279,3 +285,141 @@ def test_check_names_the_database_and_warns_where_it_takes_too_few_connections(
 
     assert main(check) == 0
     assert "warning" not in capsys.readouterr().out
+
+
+# TLS
+
+ROOT_CERTIFICATE = "/root/.postgresql/root.crt"
+
+
+def test_tls_is_used_and_verified_as_x2go_s_configuration_says(start_postgres_farm: FarmFactory) -> None:
+    farm = start_postgres_farm(("ts01",))
+    server, database = farm.servers["ts01"], farm.database
+    name = farm.create_session("ts01", "alice")
+
+    def outcome(ssl: SslMode) -> tuple[str, str]:
+        """TLS version and error of a probe, which serves the session where it has no error."""
+        configure_postgres(server, database.host, database.port, ssl=ssl)
+        with DirectProbe(server) as probe:
+            section = probe.sessions()
+        if section.error is not None:
+            # X2Go's own listing cannot be told from one without sessions.
+            assert listing(server) == b""
+            with pytest.raises(ListingFailed) as failed:
+                prove_sessions(section, scope="server", login="root")
+            return "", str(failed.value)
+        assert [record.session.decode() for record in section.records] == [name]
+        assert name.encode() in listing(server)
+        return section.database.tls, ""
+
+    assert outcome("prefer") == ("", "")
+    assert "server does not support SSL, but SSL was required" in outcome("require")[1]
+    certificate = database.enable_tls()
+    assert outcome("disable") == ("", "")
+    for ssl in ("prefer", "require"):
+        assert outcome(ssl) == ("TLSv1.3", "")  # type: ignore[arg-type]
+    refused = outcome("verify-full")[1]
+    assert f'root certificate file "{ROOT_CERTIFICATE}" does not exist' in refused
+    assert "and the CA certificate in /root/.postgresql/root.crt on the server" in refused
+    file = server.path(ROOT_CERTIFICATE)
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    file.write_text(certificate)
+    for ssl in ("verify-ca", "verify-full"):
+        assert outcome(ssl) == ("TLSv1.3", "")  # type: ignore[arg-type]
+    # A certificate of somebody else.
+    database.enable_tls()
+    assert "certificate verify failed" in outcome("verify-full")[1]
+    hba = database.data / "pg_hba.conf"
+    hba.write_text(hba.read_text().replace("host ", "hostssl "))
+    database.sql("select pg_reload_conf()")
+    refused = outcome("disable")[1]
+    assert "no pg_hba.conf entry" in refused
+    assert "with TLS as `ssl` in /etc/x2go/x2gosql/sql says" in refused
+
+
+# A standby that takes over
+
+
+def test_a_standby_that_takes_over_is_polled_within_a_back_off(
+    start_postgres_farm: FarmFactory, poll: PollFactory
+) -> None:
+    farm = start_postgres_farm(("ts01", "ts02"))
+    expected = {server: {farm.create_session(server, user) for user in ("alice", "bob")} for server in farm.servers}
+    served: list[tuple[str, frozenset[str]]] = []
+
+    with PostgresStandby(farm.database) as standby, SwitchedProxy(farm.database.port) as proxy:
+        for server in farm.servers.values():
+            configure_postgres(server, "127.0.0.1", proxy.port)
+        polled = poll(farm.servers, login={"deadline": 20})
+
+        def look() -> None:
+            for server in farm.servers:
+                snapshot = polled.snapshot(server=server)
+                if snapshot is not None:
+                    served.append((server, names_of(snapshot.stdout)))
+
+        def are(up: bool) -> bool:
+            look()
+            return all(polled.target_status(server).up is up for server in farm.servers)
+
+        polled.wait_until(
+            lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshots", seconds=60
+        )
+        polled.wait_until(lambda: are(True), "the first polls", seconds=60)
+        identities = farm.sql("select system_identifier from pg_control_system()")
+        end = farm.sql("select pg_current_wal_lsn()")[0][0]
+        polled.wait_until(
+            lambda: standby.sql("select pg_last_wal_replay_lsn() >= $1::pg_lsn", (end,)) == [("t",)], "the standby"
+        )
+
+        farm.database.stop("immediate")
+        polled.wait_until(lambda: are(False), "both servers to fail", seconds=60)
+        for server in farm.servers:
+            assert polled.target_status(server).error_class == "ListingFailed"
+        standby.promote()
+        proxy.switch(standby.port)
+        failed = {server: polled.poller(server).counters.failed for server in farm.servers}
+
+        polled.wait_until(lambda: are(True), "the standby to be polled", seconds=60)
+        # One poll may have been on its way.
+        for server in farm.servers:
+            assert polled.poller(server).counters.failed <= failed[server] + 2
+            assert names_of(polled.next_snapshot(server=server).stdout) == expected[server]
+        assert standby.sql("select system_identifier from pg_control_system()") == identities
+        new = farm.create_session("ts01", "mallory")
+        expected_then = expected["ts01"] | {new}
+        polled.wait_until(
+            lambda: names_of(polled.next_snapshot().stdout) == expected_then, "a session of the new primary", seconds=60
+        )
+        look()
+
+    assert {(server, names) for server, names in served} == {
+        ("ts01", frozenset(expected["ts01"])),
+        ("ts02", frozenset(expected["ts02"])),
+        ("ts01", frozenset(expected_then)),
+    }
+
+
+@pytest.mark.parametrize("seconds", [b"0.2", b"600"])
+def test_a_standing_connection_does_not_stay_with_a_server_that_was_switched_away(
+    start_postgres_farm: FarmFactory, seconds: bytes
+) -> None:
+    farm = start_postgres_farm(("ts01",))
+    server = farm.servers["ts01"]
+    before = farm.create_session("ts01", "alice")
+    setting = b"CONNECTION_SECONDS   => 60,"
+    assert setting in probe_text()
+    text = probe_text().replace(setting, setting.replace(b"60", seconds))
+
+    with PostgresStandby(farm.database) as standby, SwitchedProxy(farm.database.port) as proxy:
+        configure_postgres(server, "127.0.0.1", proxy.port)
+        with DirectProbe(server, text=text) as probe:
+            assert probe.names() == {before}
+            # The old primary lives on, and so do connections to it.
+            standby.promote()
+            proxy.switch(standby.port)
+            after = farm.create_session("ts01", "bob")
+            if seconds == b"600":
+                assert probe.names() == {before}
+                return
+            wait_until(lambda: probe.names() == {before, after}, "the probe to follow", timeout_seconds=60)

@@ -56,6 +56,14 @@ FAULTS: Mapping[str, Fault] = {
     "pg_password": Fault(
         ListingFailed, f"on the server, put the password of x2godbuser into {_PASSWORD}, as on the other servers"
     ),
+    "pg_hba": Fault(
+        ListingFailed,
+        f"let x2godbuser in from this server in pg_hba.conf of PostgreSQL, with TLS as `ssl` in {_SQL} says",
+    ),
+    "pg_tls": Fault(
+        ListingFailed,
+        f"see `ssl` in {_SQL}, `ssl` of PostgreSQL, and the CA certificate in /root/.postgresql/root.crt on the server",
+    ),
     "pg_limit": Fault(ListingFailed, "raise max_connections of PostgreSQL, or the connection limit of x2godbuser"),
     "pg_database": Fault(ListingFailed, "create the database x2go_sessions: x2godbadmin --createdb"),
     "pg_timeout": Fault(ListingFailed, "see what holds a lock in PostgreSQL: select * from pg_stat_activity"),

@@ -34,6 +34,7 @@ use constant {
     NAMES_KEPT_SECONDS   => 300,
     LOOKUP_SECONDS       => 1,
     FACTS_SECONDS        => 60,
+    CONNECTION_SECONDS   => 60,
     DESKTOPS_SECONDS     => 5,
     MAX_HUNG_READERS     => 3,
     RECYCLE_ANSWER_BYTES => 4 * 1_048_576,
@@ -390,7 +391,7 @@ sub sqlite_rows {
     return read_with_lock($path, $what, $host);
 }
 
-my ($postgres, $postgres_key) = (undef, '');
+my ($postgres, $postgres_key, $postgres_since) = (undef, '', 0);
 my $keeps_connection = 1;
 
 # What a database says of itself: text encoding, identity, connections that are not reserved, reserved ones, limit of the
@@ -412,7 +413,9 @@ sub code_of_postgres {
     my ($text, $state) = @_;
     # By the state where there is one: messages may be in another language.
     return $CODE_OF_STATE{$state} if defined $state && $CODE_OF_STATE{$state};
-    return 'pg_password'   if $text =~ /password authentication failed|no password supplied|role ".*" does not exist|no pg_hba/i;
+    return 'pg_password'   if $text =~ /password authentication failed|no password supplied|role ".*" does not exist/i;
+    return 'pg_hba'        if $text =~ /no pg_hba/i;
+    return 'pg_tls'        if $text =~ /certificate|does not support SSL|SSL (?:error|negotiation)|sslmode/i;
     return 'pg_limit'      if $text =~ /too many (?:connections|clients)|remaining connection slots/i;
     return 'pg_timeout'    if $text =~ /canceling statement/i;
     return 'pg_database'   if $text =~ /database ".*" does not exist/i;
@@ -435,13 +438,14 @@ sub postgres_password {
 sub postgres_handle {
     my ($config) = @_;
     my $key = join "\0", @$config{qw(host port ssl)}, map { file_signature($_) } @PASSWORD_FILES;
-    return $postgres if $postgres && $key eq $postgres_key;
+    # Not for ever: a switch to another server must not leave this connection with one that X2Go does not use any more.
+    return $postgres if $postgres && $key eq $postgres_key && now() - $postgres_since < CONNECTION_SECONDS;
     $postgres->disconnect if $postgres;
     undef $postgres;
     my $source = "dbi:Pg:dbname=x2go_sessions;host=$config->{host};port=$config->{port};sslmode=$config->{ssl}";
     $postgres = DBI->connect($source, 'x2godbuser', postgres_password(),
         { RaiseError => 1, PrintError => 0, PrintWarn => 0, AutoCommit => 1, pg_enable_utf8 => 0, pg_server_prepare => 0 });
-    $postgres_key = $key;
+    ($postgres_key, $postgres_since) = ($key, now());
     learn_database($postgres, $key) if $keeps_connection || $key ne $facts_key || now() - $facts_since > FACTS_SECONDS;
     return $postgres;
 }

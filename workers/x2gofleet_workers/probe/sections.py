@@ -36,6 +36,8 @@ class ErrorCode(StrEnum):
     REQUEST = "request"
     PG_CONNECT = "pg_connect"
     PG_PASSWORD = "pg_password"
+    PG_HBA = "pg_hba"
+    PG_TLS = "pg_tls"
     PG_LIMIT = "pg_limit"
     PG_DATABASE = "pg_database"
     PG_TIMEOUT = "pg_timeout"
