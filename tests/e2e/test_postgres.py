@@ -220,7 +220,7 @@ FAULTS: dict[str, Cause] = {
     ),
     "table": Cause(
         altered("alter table sessions rename to sessions_gone", "alter table sessions_gone rename to sessions"),
-        'relation "sessions" does not exist',
+        'relation "public.sessions" does not exist',
         "run x2godbadmin --updatedb",
         standing=True,
     ),

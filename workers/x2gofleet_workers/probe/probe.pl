@@ -411,11 +411,12 @@ my %CODE_OF_STATE = (
 
 sub code_of_postgres {
     my ($text, $state) = @_;
+    $text = postgres_text($text);
     # By the state where there is one: messages may be in another language.
     return $CODE_OF_STATE{$state} if defined $state && $CODE_OF_STATE{$state};
     return 'pg_password'   if $text =~ /password authentication failed|no password supplied|role ".*" does not exist/i;
     return 'pg_hba'        if $text =~ /no pg_hba/i;
-    return 'pg_tls'        if $text =~ /certificate|does not support SSL|SSL (?:error|negotiation)|sslmode/i;
+    return 'pg_tls'        if $text =~ /certificate|does not support SSL|SSL (?:error|negotiation)|invalid sslmode/i;
     return 'pg_limit'      if $text =~ /too many (?:connections|clients)|remaining connection slots/i;
     return 'pg_timeout'    if $text =~ /canceling statement/i;
     return 'pg_database'   if $text =~ /database ".*" does not exist/i;
@@ -456,13 +457,8 @@ sub in_transaction {
     my ($handle, $read) = @_;
     $handle->do('begin transaction isolation level repeatable read, read only; set local search_path = pg_catalog; '
             . "set local statement_timeout = '3s'; set local lock_timeout = '2s'");
-    my @found = eval { $read->() };
-    my ($error, $state) = ($@, $DBI::state);
-    if ($error) {
-        eval { $handle->do('rollback') };
-        $DBI::state = $state;
-        die $error;
-    }
+    # Whoever catches an error of these ends the transaction, after it has read the error's state.
+    my @found = $read->();
     $handle->do('commit');
     return @found;
 }
@@ -471,7 +467,10 @@ sub learn_database {
     my ($handle, $key) = @_;
     # Before PostgreSQL 9.6, or where the right was revoked, the encoding alone; that query fails where the database does.
     my @found = eval { in_transaction($handle, sub { $handle->selectrow_array($FACTS_QUERY) }) };
-    @found = $handle->selectrow_array('show client_encoding') unless @found;
+    if (!@found) {
+        eval { $handle->do('rollback') };
+        @found = $handle->selectrow_array('show client_encoding');
+    }
     my %facts;
     @facts{qw(encoding database connections reserved role_limit tls)} = @found;
     ($database_facts, $facts_key, $facts_since) = (\%facts, $key, now());
