@@ -20,14 +20,22 @@ PROGRAM = "/usr/sbin/pgbouncer"
 class PgBouncer:
     """A pgbouncer with one pool for each role; use as a context manager.
 
-    passwords: of the roles that may log in, by name. pool_size: connections of a pool to PostgreSQL.
+    passwords: of the roles that may log in, by name. pool_size: connections of a pool to PostgreSQL. settings: a
+    pgbouncer.ini in place of one with these, of which ports and paths are made this one's.
     """
 
     def __init__(
-        self, database: PostgresServer, passwords: Mapping[str, str], *, mode: PoolMode, pool_size: int = 2
+        self,
+        database: PostgresServer,
+        passwords: Mapping[str, str],
+        *,
+        mode: PoolMode = "transaction",
+        pool_size: int = 2,
+        settings: str = "",
     ) -> None:
         self.host, self.port = "127.0.0.1", free_port()
         self._database, self._passwords, self._mode, self._pool_size = database, dict(passwords), mode, pool_size
+        self._settings = settings
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -36,14 +44,22 @@ class PgBouncer:
         users = directory / "userlist.txt"
         users.write_text("".join(f'"{role}" "{password}"\n' for role, password in self._passwords.items()))
         settings = directory / "pgbouncer.ini"
-        settings.write_text(
+        text = self._settings or (
             "[databases]\n"
-            f"x2go_sessions = host={self._database.host} port={self._database.port} dbname=x2go_sessions\n"
+            "x2go_sessions = host=127.0.0.1 port=5432 dbname=x2go_sessions\n"
             "[pgbouncer]\n"
-            f"listen_addr = {self.host}\nlisten_port = {self.port}\nunix_socket_dir =\n"
-            f"auth_type = scram-sha-256\nauth_file = {users}\n"
+            f"listen_addr = {self.host}\nlisten_port = 6432\n"
+            "auth_type = scram-sha-256\nauth_file = /etc/pgbouncer/userlist.txt\n"
             f"pool_mode = {self._mode}\ndefault_pool_size = {self._pool_size}\n"
         )
+        for old, new in (
+            ("5432", str(self._database.port)),
+            ("listen_port = 6432", f"listen_port = {self.port}\nunix_socket_dir ="),
+            ("/etc/pgbouncer/userlist.txt", str(users)),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        settings.write_text(text)
         for path in (directory, users, settings):
             shutil.chown(path, "postgres", "postgres")
         with (directory / "log").open("ab") as log:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from x2gofleet_workers.cli import main
@@ -19,7 +21,7 @@ from .direct_probe import DirectProbe
 from .namespace import wait_until
 from .pgbouncer import PgBouncer, PoolMode
 from .polled import PROFILE, PolledFleet
-from .postgres_farm import ADMIN_ROLE, PostgresFarm, SslMode, configure_postgres, listing
+from .postgres_farm import ADMIN_ROLE, PostgresFarm, SslMode, configure_postgres, listing, role_of
 from .postgres_standby import PostgresStandby, SwitchedProxy
 from .test_postgres import PATIENT, RARELY, names_of, refresh
 
@@ -236,7 +238,9 @@ def test_the_rows_through_pgbouncer_are_those_without_it(
     request.addfinalizer(back)
     # In session mode a connection that stands takes one of the pool's; X2Go's own query needs further ones.
     pool_size = 6 if mode == "session" and not each_poll else 2
-    with PgBouncer(farm.database, {ADMIN_ROLE: farm.admin_password}, mode=mode, pool_size=pool_size) as bouncer:
+    own = farm.servers["ts01"].path("/home/alice/.x2go/pgsqlpass").read_text().strip()
+    passwords = {ADMIN_ROLE: farm.admin_password, role_of("alice"): own}
+    with PgBouncer(farm.database, passwords, mode=mode, pool_size=pool_size) as bouncer:
         for server in farm.servers.values():
             configure_postgres(server, bouncer.host, bouncer.port)
         with DirectProbe(farm.servers["ts01"]) as one, DirectProbe(farm.servers["ts02"]) as two:
@@ -253,6 +257,12 @@ def test_the_rows_through_pgbouncer_are_those_without_it(
             (reference,) = one.receive()
             assert reference.error is None
             assert compare_with_reference(reference).agreement is Agreement.EQUAL
+            # X2Go's own commands, as root and as a user.
+            new = farm.create_session("ts01", "alice")
+            farm.suspend_session("ts01", "alice", new)
+            assert one.names() == {*made, new}
+            assert new.encode() in listing(farm.servers["ts01"])
+            assert new.encode() in farm.servers["ts01"].run(["x2golistsessions"], "alice").stdout
     back()
 
 
@@ -423,3 +433,39 @@ def test_a_standing_connection_does_not_stay_with_a_server_that_was_switched_awa
                 assert probe.names() == {before}
                 return
             wait_until(lambda: probe.names() == {before, after}, "the probe to follow", timeout_seconds=60)
+
+
+# The document
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "postgresql.md").read_text(encoding="utf-8")
+
+
+def test_the_document_s_statements_work(start_postgres_farm: FarmFactory) -> None:
+    farm = start_postgres_farm(("ts01",))
+    blocks = re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL)
+    assert len(blocks) == 7
+
+    with DirectProbe(farm.servers["ts01"]) as probe:
+        assert probe.names() == set()
+        found = {
+            statement: farm.sql(statement) for block in blocks for statement in block.split(";\n") if statement.strip()
+        }
+
+    rights, connected = (next(rows for text, rows in found.items() if word in text) for word in ("privilege", "count("))
+    assert rights == [("t", "t")]
+    assert connected == [("x2gofleet-probe", "idle", "1")]
+    assert farm.sql("select rolconnlimit from pg_roles where rolname = 'x2godbuser'") == [("300",)]
+    farm.database.restart()
+    assert farm.sql("show max_connections") == [("303",)]
+
+
+def test_pgbouncer_runs_with_the_document_s_settings(farm: PostgresFarm, request: pytest.FixtureRequest) -> None:
+    (settings,) = re.findall(r"```ini\n(.*?)```", DOCUMENT, re.DOTALL)
+    name = farm.create_session("ts01", "alice")
+    server, database = farm.servers["ts01"], farm.database
+    request.addfinalizer(lambda: configure_postgres(server, database.host, database.port))
+
+    with PgBouncer(database, {ADMIN_ROLE: farm.admin_password}, settings=settings) as bouncer:
+        configure_postgres(server, bouncer.host, bouncer.port)
+        with DirectProbe(server) as probe:
+            assert probe.names() == {name}
