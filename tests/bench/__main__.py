@@ -10,6 +10,7 @@ from tests.bench import (
     bench_notices_scale,
     bench_outages,
     bench_parsing,
+    bench_postgres,
     bench_probe,
     bench_worker,
 )
@@ -19,7 +20,7 @@ def main() -> None:
     """Print one table."""
     print(f"{'what':60} {'ratio':>8}  {'baseline':58} goal")
     modules = (
-        *(bench_parsing, bench_lookup, bench_mirror, bench_probe, bench_notices, bench_notices_scale),
+        *(bench_parsing, bench_lookup, bench_mirror, bench_probe, bench_postgres, bench_notices, bench_notices_scale),
         *(bench_broker, bench_outages, bench_worker),
     )
     for module in modules:

@@ -443,7 +443,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "postgresql.md").read_text(enco
 def test_the_document_s_statements_work(start_postgres_farm: FarmFactory) -> None:
     farm = start_postgres_farm(("ts01",))
     blocks = re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
 
     with DirectProbe(farm.servers["ts01"]) as probe:
         assert probe.names() == set()
