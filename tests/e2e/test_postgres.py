@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -12,6 +15,7 @@ from dataclasses import dataclass, field
 import pytest
 from x2gofleet_workers.cli import main
 
+from tests.waiting import HANG_SECONDS
 from x2gofleet.errors import RefreshFailed
 
 from .conftest import FarmFactory, LoginKey, PollFactory
@@ -20,6 +24,7 @@ from .polled import PROFILE, PolledFleet
 from .postgres_farm import ADMIN_PASSWORD_FILE, ADMIN_ROLE, PostgresFarm, configure_postgres, role_of
 
 SNAPSHOTS = 300
+EVERY_SNAPSHOTS = 500
 # A failure that passes: polls are requested here, so their own schedule may be slow.
 RARELY = {"sessions": 30, "load": 30, "mounts": 30}
 # Without notices: a look between polls would connect before a fault begins.
@@ -381,7 +386,106 @@ def test_no_disturbance_ever_makes_a_wrong_list(
     assert [text for text in tally.causes if not CAUSE.search(text)] == []
 
 
-@pytest.mark.parametrize("disturbance", DISTURBANCES)
+@contextlib.contextmanager
+def renamed_database(farm: PostgresFarm) -> Iterator[None]:
+    def rename(old: str, new: str) -> None:
+        for statement in (
+            f"alter database {old} allow_connections false",
+            f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '{old}'",
+            f"alter database {old} rename to {new}",
+            f"alter database {new} allow_connections true",
+        ):
+            farm.database.sql(statement, database="postgres")
+
+    rename("x2go_sessions", "x2go_elsewhere")
+    try:
+        yield
+    finally:
+        rename("x2go_elsewhere", "x2go_sessions")
+
+
+@contextlib.contextmanager
+def restarted(farm: PostgresFarm) -> Iterator[None]:
+    farm.database.restart("immediate")
+    yield
+
+
+EVERY_FAULT: dict[str, Fault] = {
+    **{name: cause.fault for name, cause in FAULTS.items() if name != "frozen"},
+    "database renamed": renamed_database,
+    "restarted": restarted,
+    "no login": altered("alter role x2godbuser nologin", "alter role x2godbuser login"),
+    "read only": altered(
+        "alter role x2godbuser set default_transaction_read_only = on",
+        "alter role x2godbuser reset default_transaction_read_only",
+    ),
+}
+EVERY_CAUSE = re.compile(
+    "|".join(
+        (
+            *(CAUSE.pattern, *(re.escape(cause.text) for cause in FAULTS.values())),
+            *("is not permitted to log in", 'database "x2go_sessions" ', "the database system is"),
+            *("server closed", "connection to server", "could not receive data"),
+        )
+    )
+)
+
+
+@contextlib.contextmanager
+def every_fault_in_turn(farm: PostgresFarm) -> Iterator[set[str]]:
+    """While this lasts each fault comes and goes, one after another; yields which have come so far."""
+    met, over = set[str](), threading.Event()
+
+    def trouble() -> None:
+        for name in itertools.cycle(EVERY_FAULT):
+            with EVERY_FAULT[name](farm):
+                # Most are met by new connections alone; where PostgreSQL is stopped there are none.
+                with contextlib.suppress(Exception):
+                    farm.database.end_backends(ADMIN_ROLE)
+                met.add(name)
+                over.wait(0.3)
+            if over.wait(0.3):
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        troubles = pool.submit(trouble)
+        try:
+            yield met
+        finally:
+            over.set()
+        troubles.result()
+
+
+def test_no_fault_of_the_database_ever_makes_a_wrong_list(
+    farm: PostgresFarm, poll_farm: Callable[..., PolledFleet]
+) -> None:
+    expected = {
+        server: frozenset(farm.create_session(server, user) for user in ("alice", "bob")) for server in farm.servers
+    }
+    polled = poll_farm(intervals={**RARELY, "mounts": 0})
+    tally = Tally()
+
+    with every_fault_in_turn(farm) as met:
+        began = time.monotonic()
+        while tally.right + len(tally.causes) < EVERY_SNAPSHOTS or met != EVERY_FAULT.keys():
+            assert time.monotonic() - began < 4 * HANG_SECONDS
+            errors = refresh(polled)
+            tally.causes += errors.values()
+            for server in farm.servers.keys() - errors.keys():
+                snapshot = polled.snapshot(server=server)
+                assert snapshot is not None
+                tally.add(server, names_of(snapshot.stdout), expected[server])
+
+    print(f"{len(met)} faults: {tally.right} right, {len(tally.wrong)} wrong, {len(tally.causes)} failed")
+    assert tally.wrong == []
+    assert [text for text in tally.causes if not EVERY_CAUSE.search(text)] == []
+    assert refresh(polled) == {}
+
+
+EARLIER: dict[str, Fault] = {**DISTURBANCES, "every fault in turn": every_fault_in_turn}
+
+
+@pytest.mark.parametrize("disturbance", EARLIER)
 def test_the_same_disturbance_made_wrong_lists_with_the_earlier_probe(farm: PostgresFarm, disturbance: str) -> None:
     expected = {
         server: frozenset(farm.create_session(server, user) for user in ("alice", "bob")) for server in farm.servers
@@ -390,7 +494,7 @@ def test_the_same_disturbance_made_wrong_lists_with_the_earlier_probe(farm: Post
     with (
         contextlib.ExitStack() as stack,
         ThreadPoolExecutor(len(farm.servers)) as pool,
-        DISTURBANCES[disturbance](farm),
+        EARLIER[disturbance](farm),
     ):
         probes = {name: stack.enter_context(EarlierProbe(server)) for name, server in farm.servers.items()}
         while not tally.wrong and tally.right < SNAPSHOTS:
