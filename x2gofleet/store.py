@@ -33,8 +33,6 @@ from x2gofleet.snapshot import SCHEMA_VERSION
 FLEET_TTL_MS = 24 * 3600 * 1000
 REQUEST_TTL_MS = 60 * 1000
 HOSTS_TTL_MS = 24 * 3600 * 1000
-# Longer than the longest back-off: of two servers with one host name, each must find the other while both fail.
-HOST_NAME_VALID_MS = 15 * 60 * 1000
 ANY_LISTING = "*"
 EVENTS_KEPT = 1000
 EVENTS_TTL_MS = 7 * 24 * 3600 * 1000
@@ -288,10 +286,13 @@ class Store:
         ((name,),) = self._ask([command], f"reading the host name of {target}")
         return name.decode("utf-8", "replace") if name is not None else ""
 
-    def record_host_name(self, server: str, host_name: str, database: str) -> tuple[str, ...]:
-        """Record the host name that a server has on a database; return the other servers that have it there."""
+    def record_host_name(self, server: str, host_name: str, database: str, *, valid_ms: int) -> tuple[str, ...]:
+        """Record the host name that a server has on a database.
+
+        Returns the other servers that have it there, by what was recorded in the last ``valid_ms``.
+        """
         digest = hashlib.blake2b(f"{database}\0{host_name}".encode(), digest_size=16).hexdigest()
-        args = (server, digest, HOST_NAME_VALID_MS, HOSTS_TTL_MS)
+        args = (server, digest, valid_ms, HOSTS_TTL_MS)
         found = self._run(self._host_name, (self.keys.hosts(),), args, f"recording the host name of {server}")
         return tuple(sorted(other.decode("utf-8", "replace") for other in found))
 

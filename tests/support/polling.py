@@ -236,6 +236,7 @@ class FakeStore:
         self.confirmed: list[str] = []
         self.failures: list[Failure] = []
         self.discarded: list[tuple[str, tuple[Kind, ...]]] = []
+        self.host_names: list[tuple[str, str, str]] = []
         self.before: tuple[str, bytes] | None = None
         self.others: dict[str, str] = {}
         self._seq = 0
@@ -262,7 +263,8 @@ class FakeStore:
     def recorded_host_name(self, target: str) -> str:
         return ""
 
-    def record_host_name(self, server: str, host_name: str, database: str) -> tuple[str, ...]:
+    def record_host_name(self, server: str, host_name: str, database: str, *, valid_ms: int) -> tuple[str, ...]:
+        self.host_names.append((server, host_name, database))
         return ()
 
     def stored(self, target: str, kind: Kind) -> tuple[str, bytes] | None:

@@ -142,7 +142,7 @@ def print_findings(fleet: Fleet, found: Sequence[Checked]) -> int:
     """Print what concerns several servers of one PostgreSQL database; return how many have another's host name."""
     databases: dict[str, list[Checked]] = {}
     for checked in found:
-        if checked.database.identity:
+        if checked.database.identity and fleet.targets[checked.target].scope == "server":
             databases.setdefault(checked.database.identity, []).append(checked)
     failed = 0
     for members in databases.values():

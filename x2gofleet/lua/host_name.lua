@@ -8,7 +8,9 @@ local server, digest = ARGV[1], ARGV[2]
 local others, kept = {}, {server}
 for other in string.gmatch(redis.call('HGET', KEYS[1], ':' .. digest) or '', '%S+') do
   local of, at = string.match(redis.call('HGET', KEYS[1], other) or '', '^(%x+) (%d+)$')
-  if other ~= server and of == digest and now - tonumber(at) < tonumber(ARGV[3]) then
+  local age = now - (tonumber(at) or 0)
+  -- One from the future was written before Redis's clock was set back.
+  if other ~= server and of == digest and age > -5000 and age < tonumber(ARGV[3]) then
     table.insert(others, other)
     table.insert(kept, other)
   end

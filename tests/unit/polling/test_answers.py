@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from x2gofleet_workers.metrics import Metrics, Result
@@ -13,6 +14,7 @@ from x2gofleet_workers.polling.writer import SnapshotWriter
 from x2gofleet_workers.probe.hello import Hello
 from x2gofleet_workers.probe.protocol import ErrorCode, Section, SectionKind, SectionStatus
 from x2gofleet_workers.probe.reference import Agreement, Comparison
+from x2gofleet_workers.probe.sections import DatabaseFacts
 from x2gofleet_workers.ssh import ProbeChannel
 
 from tests.support.polling import (
@@ -25,7 +27,7 @@ from tests.support.polling import (
     make_context,
     make_record,
 )
-from x2gofleet.errors import CacheUnavailable, DeadlineExceeded, ListingFailed
+from x2gofleet.errors import CacheUnavailable, DeadlineExceeded, HostNameChanged, ListingFailed
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Lease, Outcome
 
@@ -33,6 +35,7 @@ CHANNEL = ProbeChannel(FakeBytes(FakeServer()), Hello(0, "root", "ts01"))
 LISTING = Section(
     kind=SectionKind.SESSIONS, backend="sqlite", host="ts01", signature="1", records=(make_record(),), exit_status=None
 )
+ON_POSTGRES = replace(LISTING, backend="postgres", database=DatabaseFacts("1.2"))
 SAME = Section(kind=SectionKind.SESSIONS, status=SectionStatus.SAME, backend="sqlite", host="ts01", signature="1")
 LOAD_SECTION = Section(kind=SectionKind.LOAD, stdout=LOAD)
 
@@ -84,6 +87,31 @@ def test_what_is_proven_is_stored_and_noted(setup: Setup) -> None:
         None,
         None,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "recorded"),
+    [
+        ("ts01", ON_POSTGRES, [("ts01", "ts01", "1.2")]),
+        ("alice@ts01", replace(ON_POSTGRES, records=(), stdout=b"", exit_status=0), []),
+    ],
+    ids=["proven", "of a user"],
+)
+def test_a_host_name_is_recorded_where_a_server_proved_its_listing(
+    name: str, section: Section, recorded: list[tuple[str, str, str]]
+) -> None:
+    setup = Setup(name)
+    setup.take(section)
+    assert setup.store.host_names == recorded
+
+
+def test_a_listing_that_is_not_proven_records_no_host_name(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise HostNameChanged("it is called victim")
+
+    monkeypatch.setattr("x2gofleet_workers.polling.answers.prove", refuse)
+    assert set(setup.take(ON_POSTGRES).failures) == {Kind.SESSIONS}
+    assert setup.store.host_names == []
 
 
 def test_the_same_listing_is_confirmed(setup: Setup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ class Recorder:
         self.others: tuple[str, ...] = ()
         self.error: Exception | None = None
 
-    def record_host_name(self, server: str, host_name: str, database: str) -> tuple[str, ...]:
+    def record_host_name(self, server: str, host_name: str, database: str, *, valid_ms: int) -> tuple[str, ...]:
         self.calls.append((server, host_name, database))
         if self.error is not None:
             raise self.error
@@ -75,8 +76,11 @@ def test_nothing_is_recorded_without_a_database(names: HostNames, recorder: Reco
 def test_a_change_is_recorded_at_once(names: HostNames, recorder: Recorder, changed: dict[str, object]) -> None:
     names.require_sole(LISTED)
     recorder.others = ("ts02",)
+    # Without a listing, which is proven, it is the server's word alone.
+    names.require_sole(replace(SAME, **changed))  # type: ignore[arg-type]
+    assert len(recorder.calls) == 1
     with pytest.raises(HostNameShared):
-        names.require_sole(replace(SAME, **changed))  # type: ignore[arg-type]
+        names.require_sole(replace(LISTED, **changed))  # type: ignore[arg-type]
 
 
 def test_a_shared_name_fails_each_poll_until_it_is_shared_no_more(names: HostNames, recorder: Recorder) -> None:
@@ -92,11 +96,12 @@ def test_a_shared_name_fails_each_poll_until_it_is_shared_no_more(names: HostNam
     assert len(recorder.calls) == 3
 
 
-def test_a_missing_right_is_a_warning_and_an_outage_is_not(
-    names: HostNames, recorder: Recorder, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("cause", [redis.exceptions.NoPermissionError, redis.exceptions.ResponseError])
+def test_a_refusal_is_a_warning_and_an_outage_is_not(
+    names: HostNames, recorder: Recorder, caplog: pytest.LogCaptureFixture, cause: type[Exception]
 ) -> None:
     recorder.error = CacheUnavailable("no right")
-    recorder.error.__cause__ = redis.exceptions.NoPermissionError("no right")
+    recorder.error.__cause__ = cause("no right")
     with caplog.at_level(logging.WARNING):
         names.require_sole(LISTED)
         names.require_sole(LISTED)
@@ -104,5 +109,19 @@ def test_a_missing_right_is_a_warning_and_an_outage_is_not(
         "ts01: two servers of one host name cannot be found: no right"
     ]
     recorder.error = CacheUnavailable("down")
+    names.require_sole(LISTED)
     with pytest.raises(CacheUnavailable):
+        names.require_sole(replace(LISTED, host="another"))
+
+
+@pytest.mark.parametrize("others", [(), ("ts02",)])
+def test_in_an_outage_of_that_key_what_was_told_last_holds(
+    names: HostNames, recorder: Recorder, clock: ManualClock, others: tuple[str, ...]
+) -> None:
+    recorder.others = others
+    with pytest.raises(HostNameShared) if others else contextlib.nullcontext():
         names.require_sole(LISTED)
+    recorder.error = CacheUnavailable("down")
+    clock.now += AGAIN_SECONDS
+    with pytest.raises(HostNameShared) if others else contextlib.nullcontext():
+        names.require_sole(SAME)

@@ -21,6 +21,7 @@ from x2gofleet_workers.probe.protocol import (
     SectionRequest,
     SectionStatus,
 )
+from x2gofleet_workers.probe.sections import NO_FACTS, DatabaseFacts
 
 from tests.support.probe_streams import (
     EVERYTHING,
@@ -327,6 +328,13 @@ def test_user_scope_has_raw_text_and_no_records() -> None:
     sessions, mounts = decoder.feed(stream + DONE)
     assert (sessions.stdout, sessions.exit_status, sessions.stderr) == (b"a|b\nc", 1, "no way")
     assert (mounts.stdout, mounts.mounts, mounts.records) == (b"", (), ())
+
+
+def test_what_a_user_s_login_says_of_databases_is_dropped() -> None:
+    begin = encode_begin(Begin(SectionKind.SESSIONS, "postgres", "victim", database=DatabaseFacts("7.1", "db", 9)), 1)
+    decoder = AnswerDecoder(request(SectionRequest(SectionKind.SESSIONS), scope=Scope.USER))
+    (found,) = decoder.feed(begin + encode_frame("E", 1, b"status=ok exit=0") + DONE)
+    assert found.database == NO_FACTS
 
 
 def test_the_data_of_a_failed_section_are_void() -> None:

@@ -75,27 +75,32 @@ class AnswerResults:
         context = self._context
         if kind is Kind.SESSIONS:
             context.reference.require_agreement()
-            self._require_sole_host_name(section)
         elif kind is Kind.MOUNTS:
             context.host_names.require_none_known()
         if section.same:
+            self._require_sole_host_name(section)
             return self._writer.confirm(self._moment, section.signature)
         duration_ms = int((context.monotonic() - self._moment.started) * 1000)
         if kind is Kind.SESSIONS:
             context.counters.full_listings += 1
             context.metrics.listed()
         recorded_host = self._writer.recorded_host_name() if kind is Kind.SESSIONS else ""
+        proven = prove(context.target, section, channel, recorded_host=recorded_host)
+        if kind is Kind.SESSIONS:
+            self._require_sole_host_name(section)
         return self._writer.store(
             self._moment,
             name,
             kind,
-            prove(context.target, section, channel, recorded_host=recorded_host),
+            proven,
             duration_ms=duration_ms,
             signature=section.signature,
             host_name=section.host if section.records or not section.others else "",
         )
 
     def _require_sole_host_name(self, section: Section) -> None:
+        if self._context.target.scope != "server":
+            return
         try:
             self._context.host_names.require_sole(section)
         except HostNameShared:

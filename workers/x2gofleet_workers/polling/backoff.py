@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from x2gofleet.errors import HostKeyMismatch, HostKeyUnknown, OutageError, PollError, SetupError
+from x2gofleet.errors import HostKeyMismatch, HostKeyUnknown, HostNameShared, OutageError, PollError, SetupError
 from x2gofleet_workers.inventory import Scope
 
 MAX_OUTAGE_BACKOFF_SECONDS = 30.0
@@ -50,6 +50,9 @@ class Backoff:
 
         A login of scope ``user`` is that user's: its key, shell and commands are the user's to break and to fix.
         """
+        if isinstance(exc, HostNameShared):
+            # It ends when the other server is gone or renamed, of which this one is not told.
+            return MAX_OUTAGE_BACKOFF_SECONDS
         if self._scope == "server" or type(exc) is SetupError or isinstance(exc, _OF_ADMINISTRATORS):
             return MAX_SETUP_BACKOFF_SECONDS
         return MAX_USER_BACKOFF_SECONDS

@@ -13,6 +13,8 @@ from x2gofleet_workers.polling.context import NotOwnerError, PollContext
 from x2gofleet_workers.ssh import Deadline, Endpoint, SshConnection
 
 RECYCLE_SECONDS = 3600.0
+# The longest deadline of a slow poll.
+LONGEST_HELD_SECONDS = 900.0
 
 
 class Connector(Protocol):
@@ -39,8 +41,9 @@ class TargetConnection:
         current = self._current
         if current is None or not current.alive:
             return False
-        # An old one is not closed under a poll that has begun on it.
-        return self._context.monotonic() <= self._recycle_at or self._slow_polls > 0
+        # An old one is not closed under a slow poll that has begun on it, unless they never end.
+        late = self._context.monotonic() - self._recycle_at
+        return late <= 0 or (self._slow_polls > 0 and late <= LONGEST_HELD_SECONDS)
 
     @property
     def is_closed(self) -> bool:

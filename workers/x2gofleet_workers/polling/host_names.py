@@ -13,6 +13,8 @@ from x2gofleet_workers.probe.protocol import Section
 from x2gofleet_workers.text import show
 
 AGAIN_SECONDS = 10.0
+VALID_SECONDS = 90.0
+"""Longer than the longest back-off: of two servers with one host name, each finds the other while both fail."""
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +31,15 @@ def host_name_shared(host_name: str, servers: Sequence[str]) -> HostNameShared:
 class HostNames:
     """The host name of one server, recorded where the workers of all servers see it.
 
-    It is recorded with each new listing, and at least every 10 s where the listing stays the same.
+    It is recorded with each new listing that was proven, and at least every 10 s where the listing stays the same.
+    ``valid_seconds``: for how long another server's record counts.
     """
 
-    def __init__(self, server: str, store: Store, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, server: str, store: Store, monotonic: Callable[[], float], *, valid_seconds: float = VALID_SECONDS
+    ) -> None:
         self._server, self._store, self._monotonic = server, store, monotonic
+        self._valid_ms = int(valid_seconds * 1000)
         self._recorded = ("", "")
         self._due_at = -1.0
         self._has_warned = False
@@ -47,11 +53,17 @@ class HostNames:
         found = (section.host, section.database.identity)
         if section.error is not None or not found[1]:
             return
+        if section.same and self._recorded[0] and found != self._recorded:
+            # Another name or database comes with a listing, which is proven.
+            self.require_none_known()
+            return
         is_recorded = section.same and found == self._recorded and self._monotonic() < self._due_at
         if not is_recorded or self._error is not None:
             others = self._record(*found)
-            self._recorded, self._due_at = found, self._monotonic() + AGAIN_SECONDS
-            self._error = host_name_shared(section.host, sorted((self._server, *others))) if others else None
+            self._due_at = self._monotonic() + AGAIN_SECONDS
+            if others is not None:
+                self._recorded = found
+                self._error = host_name_shared(section.host, sorted((self._server, *others))) if others else None
         self.require_none_known()
 
     def require_none_known(self) -> None:
@@ -59,13 +71,18 @@ class HostNames:
         if self._error is not None:
             raise self._error
 
-    def _record(self, host_name: str, database: str) -> tuple[str, ...]:
+    def _record(self, host_name: str, database: str) -> tuple[str, ...] | None:
+        """Return the other servers of this name; None where that cannot be told and what was told last holds."""
         try:
-            return self._store.record_host_name(self._server, host_name, database)
+            found = self._store.record_host_name(self._server, host_name, database, valid_ms=self._valid_ms)
         except CacheUnavailable as exc:
-            if not isinstance(exc.__cause__, redis.exceptions.NoPermissionError):
+            # Denied, or not what it should be: that one key must not end the polls of all these servers.
+            is_refused = isinstance(exc.__cause__, redis.exceptions.ResponseError)
+            if not is_refused and self._recorded != (host_name, database):
                 raise
             if not self._has_warned:
                 log.warning("%s: two servers of one host name cannot be found: %s", self._server, exc)
             self._has_warned = True
-            return ()
+            return () if is_refused else None
+        self._has_warned = False
+        return found

@@ -109,6 +109,8 @@ class SectionDecoder:
             self._is_listing and request.listing is Listing.COMMAND
         )
         self._is_of_a_command = kind is not SectionKind.LOAD and not (self._is_listing or self._has_mounts)
+        # Where a login answers for one user, what it says of databases is that user's word.
+        self._database = begin.database if self._is_listing and begin.backend == "postgres" else NO_FACTS
         self._records: list[Record] = []
         self._mounts: list[MountRecord] = []
         self._stdout: list[bytes] = []
@@ -168,7 +170,7 @@ class SectionDecoder:
             backend=begin.backend,
             host=begin.host,
             fields=begin.fields,
-            database=begin.database,
+            database=self._database,
             signature=self._signature(words),
             source=source,
             others=number_of(words, "others", self._where, most=MAX_COUNT) if "others" in words else 0,
@@ -198,7 +200,7 @@ class SectionDecoder:
             backend=begin.backend,
             host=begin.host,
             fields=begin.fields,
-            database=begin.database,
+            database=self._database,
             signature=request.signature,
         )
 
@@ -213,7 +215,7 @@ class SectionDecoder:
             backend=begin.backend,
             host=begin.host,
             fields=begin.fields,
-            database=begin.database,
+            database=self._database,
             exit_status=exit_status,
             stderr=stderr,
             error=error,

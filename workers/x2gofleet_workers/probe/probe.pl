@@ -455,7 +455,7 @@ sub postgres_handle {
 # 15 each user may define others that fit better, in the schema that has X2Go's tables.
 sub in_transaction {
     my ($handle, $read) = @_;
-    $handle->do('begin transaction isolation level repeatable read, read only; set local search_path = pg_catalog; '
+    $handle->do('begin transaction isolation level repeatable read, read only; set local search_path = pg_catalog, pg_temp; '
             . "set local statement_timeout = '3s'; set local lock_timeout = '2s'");
     # Whoever catches an error of these ends the transaction, after it has read the error's state.
     my @found = $read->();
