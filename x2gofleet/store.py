@@ -33,6 +33,7 @@ from x2gofleet.snapshot import SCHEMA_VERSION
 FLEET_TTL_MS = 24 * 3600 * 1000
 REQUEST_TTL_MS = 60 * 1000
 HOSTS_TTL_MS = 24 * 3600 * 1000
+HOST_NAME_VALID_MS = 90 * 1000
 ANY_LISTING = "*"
 EVENTS_KEPT = 1000
 EVENTS_TTL_MS = 7 * 24 * 3600 * 1000
@@ -286,7 +287,9 @@ class Store:
         ((name,),) = self._ask([command], f"reading the host name of {target}")
         return name.decode("utf-8", "replace") if name is not None else ""
 
-    def record_host_name(self, server: str, host_name: str, database: str, *, valid_ms: int) -> tuple[str, ...]:
+    def record_host_name(
+        self, server: str, host_name: str, database: str, *, valid_ms: int = HOST_NAME_VALID_MS
+    ) -> tuple[str, ...]:
         """Record the host name that a server has on a database.
 
         Returns the other servers that have it there, by what was recorded in the last ``valid_ms``.
