@@ -359,6 +359,7 @@ DISTURBANCES: dict[str, Fault] = {
 # It was refused, or cut while it was used.
 CAUSE = re.compile(
     r"too many connections|connection slots are reserved|sorry, too many clients|terminating connection|server closed"
+    r"|no connection to the server"
 )
 
 
