@@ -28,7 +28,8 @@ from x2gofleet_workers.polling.notices import BURST, REFILL_SECONDS
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
 from x2gofleet_workers.simulator.simulation import ServerHandle
 
-from tests.bench.bench_worker import _cpu_seconds, _free_port, _process, _until
+from tests.bench.bench_worker import _cpu_seconds, _process, _until
+from tests.e2e.realserver import free_port
 from x2gofleet.connection import client_from_url
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
@@ -205,7 +206,7 @@ def scale(servers: int, interval: float) -> Iterator[Scale]:
         simulation = stack.enter_context(running_simulation(servers, 5 * servers, directory=directory))
         with simulation.inventory.open("a") as file:
             file.write(f"\n[intervals]\nsessions = {interval}\nload = {interval}\nmounts = 0\n")
-        port = _free_port()
+        port = free_port()
         run = ("run", "--inventory", str(simulation.inventory), "--redis-url", valkey.url, "--metrics-port", str(port))
         worker = stack.enter_context(_process(cpus[0], *run, log=directory / "worker.log"))
         client = stack.enter_context(client_from_url(valkey.url, command_timeout_seconds=30.0))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from x2gofleet_workers.embedded import EmbeddedValkey
 from x2gofleet_workers.ownership import fair_share
 
 from tests.bench.plot import save
+from tests.e2e.realserver import free_port
 from x2gofleet.connection import client_from_url
 
 Row = tuple[str, str, float, str]
@@ -97,13 +97,6 @@ def _is_steady(port: int, polls_per_second: float) -> bool:
     return (_confirmed(port) - polls) / (time.perf_counter() - started) > 0.9 * polls_per_second
 
 
-def _free_port() -> int:
-    """Return a port that nobody has; asked for only when the simulated servers have theirs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def measure(targets: int, interval: float) -> Measured:
     """Poll ``targets`` unchanging simulated servers for some seconds."""
     cpus = sorted(os.sched_getaffinity(0))
@@ -115,7 +108,8 @@ def measure(targets: int, interval: float) -> Measured:
             _until(lambda: inventory.exists() and "[profiles.all]" in inventory.read_text(), "the simulated servers")
             with inventory.open("a") as file:
                 file.write(f"\n[intervals]\nsessions = {interval}\nload = 0\nmounts = 0\n")
-            port = _free_port()
+            # Asked for only when the simulated servers have theirs.
+            port = free_port()
             run = ("run", "--inventory", str(inventory), "--redis-url", valkey.url, "--metrics-port", str(port))
             with _process(cpus[0], *run, log=directory / "worker.log") as worker:
                 client = client_from_url(valkey.url, command_timeout_seconds=5.0)

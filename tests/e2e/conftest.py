@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from .polled import PolledFleet, write_inventory
+from .polled import PROFILE, PolledFleet, write_inventory
+from .polled_farm import PATIENT, RARELY
 from .postgres import PostgresServer
 from .postgres_farm import PostgresFarm, missing_postgres
 from .realserver import USERS, RealX2GoServer, create_empty_database, missing_requirements
@@ -133,6 +134,27 @@ def start_module_postgres_farm(real_postgres: None, start_module_server: ServerF
     """As `start_postgres_farm`, for a farm that all tests of a module share."""
     with ExitStack() as stack:
         yield _farm_factory(stack, start_module_server)
+
+
+@pytest.fixture
+def farm(module_farm: PostgresFarm) -> Iterator[PostgresFarm]:
+    """The module's own `module_farm`, without the sessions of other tests."""
+    yield module_farm
+    module_farm.database.sql("truncate sessions, mounts, used_ports")
+
+
+@pytest.fixture
+def poll_farm(farm: PostgresFarm, poll: PollFactory) -> Callable[..., PolledFleet]:
+    """`poll_farm(...)`: a worker on all servers of the farm; returns once it has polled each."""
+
+    def start(**settings: object) -> PolledFleet:
+        polled = poll(farm.servers, **{"login": PATIENT, "intervals": RARELY, **settings})
+        polled.wait_until(
+            lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshots", seconds=60
+        )
+        return polled
+
+    return start
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,19 +16,15 @@ import pytest
 from x2gofleet_workers.cli import main
 
 from tests.waiting import HANG_SECONDS
-from x2gofleet.errors import RefreshFailed
 
 from .conftest import FarmFactory, LoginKey, PollFactory
 from .earlier import EarlierProbe
 from .polled import PROFILE, PolledFleet
+from .polled_farm import PATIENT, RARELY, listed, names_of, refresh
 from .postgres_farm import ADMIN_PASSWORD_FILE, ADMIN_ROLE, PostgresFarm, configure_postgres, role_of
 
 SNAPSHOTS = 300
 EVERY_SNAPSHOTS = 500
-# A failure that passes: polls are requested here, so their own schedule may be slow.
-RARELY = {"sessions": 30, "load": 30, "mounts": 30}
-# Without notices: a look between polls would connect before a fault begins.
-PATIENT = {"deadline": 20, "notices": False}
 
 Fault = Callable[[PostgresFarm], AbstractContextManager[object]]
 
@@ -41,37 +37,11 @@ def module_farm(start_module_postgres_farm: FarmFactory, login_key: LoginKey) ->
     return farm
 
 
-@pytest.fixture
-def farm(module_farm: PostgresFarm) -> Iterator[PostgresFarm]:
-    yield module_farm
-    module_farm.database.sql("truncate sessions, mounts, used_ports")
-
-
-@pytest.fixture
-def poll_farm(farm: PostgresFarm, poll: PollFactory) -> Callable[..., PolledFleet]:
-    """`poll_farm(...)`: a worker on all servers of the farm; returns once it has polled each."""
-
-    def start(**settings: object) -> PolledFleet:
-        polled = poll(farm.servers, **{"login": PATIENT, "intervals": RARELY, **settings})
-        polled.wait_until(
-            lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshots", seconds=60
-        )
-        return polled
-
-    return start
-
-
-def names_of(stdout: bytes) -> frozenset[str]:
-    return frozenset(line.split(b"|")[1].decode() for line in stdout.splitlines())
-
-
-def refresh(polled: PolledFleet, profile: str = PROFILE, *, mounts: bool = False) -> dict[str, str]:
-    """Have every server polled now; returns the failures by server."""
-    try:
-        polled.cache.update(profile, update_sessions=not mounts, update_mounts=mounts, timeout=90)
-    except RefreshFailed as exc:
-        return exc.errors
-    return {}
+def two_on_each(farm: PostgresFarm) -> dict[str, frozenset[str]]:
+    """Start two sessions on each server; return their names."""
+    return {
+        server: frozenset(farm.create_session(server, user) for user in ("alice", "bob")) for server in farm.servers
+    }
 
 
 # Exact sets
@@ -270,9 +240,7 @@ def test_a_failing_database_is_a_failure_with_its_cause(
     assert refresh(polled) == {}
     assert refresh(polled, mounts=True) == {}
     for server in farm.servers:
-        snapshot = polled.snapshot(server=server)
-        assert snapshot is not None
-        assert names_of(snapshot.stdout) == expected[server]
+        assert listed(polled, server) == expected[server]
 
 
 USER_FAULTS: dict[str, tuple[Fault, str]] = {
@@ -339,6 +307,13 @@ class Tally:
         else:
             self.wrong.append(f"{server}: {sorted(names)}")
 
+    def poll(self, polled: PolledFleet, expected: Mapping[str, frozenset[str]]) -> None:
+        """Have every server polled now, and count what came of it."""
+        errors = refresh(polled)
+        self.causes += errors.values()
+        for server in expected.keys() - errors.keys():
+            self.add(server, listed(polled, server), expected[server])
+
 
 def with_connections_cut(disturbance: Fault) -> Fault:
     """The disturbance, while the probes' own connections are cut: otherwise they would need no new one."""
@@ -367,20 +342,13 @@ CAUSE = re.compile(
 def test_no_disturbance_ever_makes_a_wrong_list(
     farm: PostgresFarm, poll_farm: Callable[..., PolledFleet], disturbance: str
 ) -> None:
-    expected = {
-        server: frozenset(farm.create_session(server, user) for user in ("alice", "bob")) for server in farm.servers
-    }
+    expected = two_on_each(farm)
     polled = poll_farm(intervals={**RARELY, "mounts": 0})
     tally = Tally()
 
     with DISTURBANCES[disturbance](farm):
         while tally.right + len(tally.wrong) < SNAPSHOTS or not tally.causes:
-            errors = refresh(polled)
-            tally.causes += errors.values()
-            for server in farm.servers.keys() - errors.keys():
-                snapshot = polled.snapshot(server=server)
-                assert snapshot is not None
-                tally.add(server, names_of(snapshot.stdout), expected[server])
+            tally.poll(polled, expected)
 
     print(f"{disturbance}: {tally.right} right, {len(tally.wrong)} wrong, {len(tally.causes)} failed")
     assert tally.wrong == []
@@ -460,9 +428,7 @@ def every_fault_in_turn(farm: PostgresFarm) -> Iterator[set[str]]:
 def test_no_fault_of_the_database_ever_makes_a_wrong_list(
     farm: PostgresFarm, poll_farm: Callable[..., PolledFleet]
 ) -> None:
-    expected = {
-        server: frozenset(farm.create_session(server, user) for user in ("alice", "bob")) for server in farm.servers
-    }
+    expected = two_on_each(farm)
     polled = poll_farm(intervals={**RARELY, "mounts": 0})
     tally = Tally()
 
@@ -470,12 +436,7 @@ def test_no_fault_of_the_database_ever_makes_a_wrong_list(
         began = time.monotonic()
         while tally.right + len(tally.causes) < EVERY_SNAPSHOTS or met != EVERY_FAULT.keys():
             assert time.monotonic() - began < 4 * HANG_SECONDS
-            errors = refresh(polled)
-            tally.causes += errors.values()
-            for server in farm.servers.keys() - errors.keys():
-                snapshot = polled.snapshot(server=server)
-                assert snapshot is not None
-                tally.add(server, names_of(snapshot.stdout), expected[server])
+            tally.poll(polled, expected)
 
     print(f"{len(met)} faults: {tally.right} right, {len(tally.wrong)} wrong, {len(tally.causes)} failed")
     assert tally.wrong == []
@@ -488,9 +449,7 @@ EARLIER: dict[str, Fault] = {**DISTURBANCES, "every fault in turn": every_fault_
 
 @pytest.mark.parametrize("disturbance", EARLIER)
 def test_the_same_disturbance_made_wrong_lists_with_the_earlier_probe(farm: PostgresFarm, disturbance: str) -> None:
-    expected = {
-        server: frozenset(farm.create_session(server, user) for user in ("alice", "bob")) for server in farm.servers
-    }
+    expected = two_on_each(farm)
     tally = Tally()
     with (
         contextlib.ExitStack() as stack,

@@ -21,9 +21,9 @@ from .direct_probe import DirectProbe
 from .namespace import wait_until
 from .pgbouncer import PgBouncer, PoolMode
 from .polled import PROFILE, PolledFleet
+from .polled_farm import PATIENT, RARELY, listed, names_of, refresh
 from .postgres_farm import ADMIN_ROLE, PostgresFarm, SslMode, configure_postgres, listing, role_of
 from .postgres_standby import PostgresStandby, SwitchedProxy
-from .test_postgres import PATIENT, RARELY, names_of, refresh
 
 SESSIONS = SectionRequest(SectionKind.SESSIONS)
 
@@ -34,23 +34,10 @@ def module_farm(start_module_postgres_farm: FarmFactory) -> PostgresFarm:
 
 
 @pytest.fixture
-def farm(module_farm: PostgresFarm) -> Iterator[PostgresFarm]:
-    yield module_farm
-    for name, server in module_farm.servers.items():
+def farm(farm: PostgresFarm) -> Iterator[PostgresFarm]:
+    yield farm
+    for name, server in farm.servers.items():
         server.set_hostname(name)
-    module_farm.database.sql("truncate sessions, mounts, used_ports")
-
-
-@pytest.fixture
-def poll_farm(farm: PostgresFarm, poll: PollFactory) -> Callable[..., PolledFleet]:
-    def start(**settings: object) -> PolledFleet:
-        polled = poll(farm.servers, **{"login": PATIENT, "intervals": RARELY, **settings})
-        polled.wait_until(
-            lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshots", seconds=60
-        )
-        return polled
-
-    return start
 
 
 # Host names
@@ -94,9 +81,7 @@ def test_a_renamed_server_is_a_failure_of_worker_and_check(
     farm.servers["ts02"].set_hostname("ts02")
     assert refresh(polled) == {}
     for server, name in (("ts01", here), ("ts02", there)):
-        snapshot = polled.snapshot(server=server)
-        assert snapshot is not None
-        assert names_of(snapshot.stdout) == {name}
+        assert listed(polled, server) == {name}
     assert "ended" not in events_of(polled)
 
 
@@ -130,9 +115,7 @@ def test_two_servers_of_one_host_name_are_a_failure_of_both(
     refresh(polled)
     assert refresh(polled) == {}
     for server, name in (("ts01", here), ("ts02", there)):
-        snapshot = polled.snapshot(server=server)
-        assert snapshot is not None
-        assert names_of(snapshot.stdout) == {name}
+        assert listed(polled, server) == {name}
     assert "ended" not in events_of(polled)
 
 
@@ -147,9 +130,7 @@ def test_equal_host_names_on_two_databases_are_no_failure(
     polled.wait_until(lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshots", seconds=60)
 
     for server, name in (("ts01", here), ("other", there)):
-        snapshot = polled.snapshot(server=server)
-        assert snapshot is not None
-        assert names_of(snapshot.stdout) == {name}
+        assert listed(polled, server) == {name}
     assert main(["check", "--inventory", str(polled.inventory)]) == 0
     assert "HostName" not in capsys.readouterr().out
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ from .postgres_wire import PostgresError
 @pytest.fixture(scope="module")
 def module_farm(start_module_postgres_farm: FarmFactory) -> PostgresFarm:
     return start_module_postgres_farm(max_connections=20)
-
-
-@pytest.fixture
-def farm(module_farm: PostgresFarm) -> Iterator[PostgresFarm]:
-    yield module_farm
-    module_farm.database.sql("truncate sessions, mounts, used_ports")
 
 
 def names(raw: bytes) -> set[str]:

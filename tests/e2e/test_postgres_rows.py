@@ -14,11 +14,11 @@ from x2gofleet_workers.probe.protocol import Section, SectionKind, SectionReques
 from x2gofleet_workers.probe.reference import Agreement, compare_with_reference
 
 from x2gofleet.errors import ListingFailed
-from x2gofleet.parsing import strip_age
 
 from .conftest import FarmFactory
 from .direct_probe import DirectProbe
 from .namespace import wait_until
+from .polled_farm import lines
 from .postgres_farm import ADMIN_PASSWORD_FILE, ADMIN_ROLE, PostgresFarm, listing, role_of
 from .realserver import RealX2GoServer
 
@@ -34,12 +34,6 @@ def module_farm(start_module_postgres_farm: FarmFactory) -> PostgresFarm:
 
 
 @pytest.fixture
-def farm(module_farm: PostgresFarm) -> Iterator[PostgresFarm]:
-    yield module_farm
-    module_farm.database.sql("truncate sessions, mounts, used_ports")
-
-
-@pytest.fixture
 def server(farm: PostgresFarm) -> RealX2GoServer:
     return farm.servers["ts01"]
 
@@ -48,10 +42,6 @@ def server(farm: PostgresFarm) -> RealX2GoServer:
 def probe(server: RealX2GoServer) -> Iterator[DirectProbe]:
     with DirectProbe(server) as found:
         yield found
-
-
-def lines(stdout: bytes) -> list[bytes]:
-    return sorted(strip_age(stdout).splitlines())
 
 
 def mounts(probe: DirectProbe) -> Proven:

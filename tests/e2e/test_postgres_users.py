@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-
-from x2gofleet.parsing import strip_age
 
 from .conftest import FarmFactory, LoginKey, PollFactory
 from .polled import INTERVALS, PROFILE, PolledFleet
+from .polled_farm import lines
 from .postgres_farm import PostgresFarm
 
 # Each poll here is three or four of X2Go's own commands.
@@ -25,21 +22,11 @@ def module_farm(start_module_postgres_farm: FarmFactory, login_key: LoginKey) ->
 
 
 @pytest.fixture
-def farm(module_farm: PostgresFarm) -> Iterator[PostgresFarm]:
-    yield module_farm
-    module_farm.database.sql("truncate sessions, mounts, used_ports")
-
-
-@pytest.fixture
 def polled(farm: PostgresFarm, poll: PollFactory) -> PolledFleet:
     profiles = {PROFILE: {"servers": list(farm.servers), "user": "alice"}}
     polled = poll(farm.servers, profiles=profiles, login={"deadline": 20}, intervals=SLOWER)
     polled.wait_until(lambda: polled.cache.is_cached(PROFILE, cache_type="sessions"), "the first snapshots")
     return polled
-
-
-def lines(stdout: bytes) -> list[bytes]:
-    return sorted(strip_age(stdout).splitlines())
 
 
 def test_rows_desktops_and_mounts_are_those_that_x2go_prints(farm: PostgresFarm, polled: PolledFleet) -> None:
