@@ -82,7 +82,7 @@ class Event:
         """Return how many events before this one were left out, for one who has read on to ``cursor``.
 
         0 where ``cursor`` lies behind all of them, so that nothing was missed; else one at least, and at most so many.
-        Raises ValueError for what is no cursor.
+        Raises ValueError where ``cursor`` is not a cursor.
         """
         position = decode_cursor(cursor).get(self.target)
         if not self.left_out or (position is not None and _order(position) >= _order(self.left_out_to)):

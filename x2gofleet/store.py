@@ -33,6 +33,7 @@ from x2gofleet.snapshot import SCHEMA_VERSION
 FLEET_TTL_MS = 24 * 3600 * 1000
 REQUEST_TTL_MS = 60 * 1000
 HOSTS_TTL_MS = 24 * 3600 * 1000
+# Longer than the longest back-off: of two servers with one host name, each finds the other while both fail.
 HOST_NAME_VALID_MS = 90 * 1000
 ANY_LISTING = "*"
 EVENTS_KEPT = 1000
@@ -283,9 +284,16 @@ class Store:
 
     def recorded_host_name(self, target: str) -> str:
         """Return the host name under which the server last had its sessions, "" where none is recorded."""
-        command = ("HMGET", self.keys.state(target), "host_name")
-        ((name,),) = self._ask([command], f"reading the host name of {target}")
-        return name.decode("utf-8", "replace") if name is not None else ""
+        return self.recorded_host_names([target])[target]
+
+    def recorded_host_names(self, targets: Sequence[str]) -> dict[str, str]:
+        """Return the same of many targets, in one round trip."""
+        commands = [("HMGET", self.keys.state(target), "host_name") for target in targets]
+        found = self._ask(commands, "reading the recorded host names")
+        return {
+            target: name.decode("utf-8", "replace") if name is not None else ""
+            for target, (name,) in zip(targets, found, strict=True)
+        }
 
     def record_host_name(
         self, server: str, host_name: str, database: str, *, valid_ms: int = HOST_NAME_VALID_MS
@@ -414,7 +422,7 @@ class Store:
         return sum(dropped)
 
     def _forget_host_names(self, targets: Collection[str]) -> None:
-        # ACL rules of versions before this key lack it: what is left there is no longer valid after a while.
+        # ACL rules of earlier versions do not allow this key. Entries that stay expire soon.
         with contextlib.suppress(CacheUnavailable):
             self._ask([("HDEL", self.keys.hosts(), *targets)], "dropping host names of removed targets")
 

@@ -334,7 +334,7 @@ def check_notices(scene: Scene, listener: Listener, batch: int) -> None:
         while not noticed:
             before = changer.server.counters.notices
             changer.start(batch)
-            listener.wait_for_all("a session is told of")
+            listener.wait_for_all("the event of a session")
             noticed = changer.server.counters.notices > before
 
 

@@ -341,6 +341,7 @@ def write(url: str, keys: Keys) -> None:
             assert store.store(lease, store.next_seq(), found) is Outcome.STORED
         assert store.stored("ts01", Kind.SESSIONS) == (found.digest, found.stdout)
         assert store.recorded_host_name("ts01") == ""
+        assert store.recorded_host_names(["ts01", "ts02"]) == {"ts01": "", "ts02": ""}
         assert store.record_host_name("ts01", "ts01", "1.2") == ()
         assert store.record_host_name("ts02", "ts01", "1.2") == ("ts01",)
         assert store.record_host_name("ts01", "renamed", "1.2") == ()

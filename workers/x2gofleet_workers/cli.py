@@ -177,7 +177,7 @@ def _recorded_host_names(args: argparse.Namespace, fleet: Fleet) -> dict[str, st
         return {}
     store = Store(link_from_url(args.redis_url), Keys(args.namespace), "check")
     try:
-        return {target: store.recorded_host_name(target) for target in fleet.targets}
+        return store.recorded_host_names(list(fleet.targets))
     except CacheUnavailable as exc:
         print(f"warning: renamed servers are not found: {exc}", file=sys.stderr)
         return {}

@@ -8,13 +8,11 @@ from collections.abc import Callable, Sequence
 import redis
 
 from x2gofleet.errors import CacheUnavailable, HostNameShared
-from x2gofleet.store import Store
+from x2gofleet.store import HOST_NAME_VALID_MS, Store
 from x2gofleet_workers.probe.protocol import Section
 from x2gofleet_workers.text import show
 
 AGAIN_SECONDS = 10.0
-VALID_SECONDS = 90.0
-"""Longer than the longest back-off: of two servers with one host name, each finds the other while both fail."""
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +22,8 @@ def host_name_shared(host_name: str, servers: Sequence[str]) -> HostNameShared:
     return HostNameShared(
         f"more than one server has the host name {show(host_name.encode(), 64)} on the same PostgreSQL database "
         f"({', '.join(servers)}): X2Go lists the sessions of each on the other",
-        mend="give each server a host name of its own, or take out of the inventory what is the same server twice",
+        mend="give each server a host name of its own, or remove one of the two from the inventory where both are the "
+        "same machine",
     )
 
 
@@ -32,14 +31,14 @@ class HostNames:
     """The host name of one server, recorded where the workers of all servers see it.
 
     It is recorded with each new listing that was proven, and at least every 10 s where the listing stays the same.
-    ``valid_seconds``: for how long another server's record counts.
+    Another server's record counts for 90 s, or for three intervals where that is longer.
     """
 
     def __init__(
-        self, server: str, store: Store, monotonic: Callable[[], float], *, valid_seconds: float = VALID_SECONDS
+        self, server: str, store: Store, monotonic: Callable[[], float], *, interval_seconds: float = 0.0
     ) -> None:
         self._server, self._store, self._monotonic = server, store, monotonic
-        self._valid_ms = int(valid_seconds * 1000)
+        self._valid_ms = max(HOST_NAME_VALID_MS, int(3000 * interval_seconds))
         self._recorded = ("", "")
         self._due_at = -1.0
         self._has_warned = False

@@ -17,7 +17,7 @@ from x2gofleet_workers.polling.backoff import Backoff
 from x2gofleet_workers.polling.connection import Connector, TargetConnection
 from x2gofleet_workers.polling.context import NO_NOTICES, Notices, NotOwnerError, PollContext, Retries
 from x2gofleet_workers.polling.exchange import PollOrder
-from x2gofleet_workers.polling.host_names import VALID_SECONDS, HostNames
+from x2gofleet_workers.polling.host_names import HostNames
 from x2gofleet_workers.polling.lanes import QUICK, SLOW, Lane, nothing
 from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.reports import Counters, PollReport
@@ -55,12 +55,7 @@ class TargetPoller:
             notices=notices,
             monotonic=monotonic,
             reference=ReferenceCheck(target, monotonic=monotonic),
-            host_names=HostNames(
-                target.id,
-                store,
-                monotonic,
-                valid_seconds=max(VALID_SECONDS, 3 * target.intervals[Kind.SESSIONS]),
-            ),
+            host_names=HostNames(target.id, store, monotonic, interval_seconds=target.intervals[Kind.SESSIONS]),
         )
         self._connection = TargetConnection(context, connector)
         self._writer = SnapshotWriter(context)
