@@ -52,9 +52,9 @@ e2e: $(VENV)/.dev  ## the tests on Debian's real x2goserver over real sshd; need
 	@bash tests/e2e/setup.sh
 	@X2GOFLEET_REQUIRE_E2E=1 $(PYTEST) -q -n $(JOBS) --dist worksteal tests/e2e
 
-bench: $(VENV)/.dev  ## ratios against named baselines, measured in the same run; needs root for the real x2goserver
+bench: $(VENV)/.dev  ## ratios against named baselines of the same run, all or BENCH="probe mirror"; needs root for the real x2goserver
 	@bash tests/e2e/setup.sh
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 fuzz: $(VENV)/.dev  ## FUZZ_RUNS (default: a million) broken streams for the probe's decoder; as root also 100 000 generated records
 	@$(BIN)/python -m tests.fuzz

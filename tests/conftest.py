@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import uuid
@@ -34,6 +35,14 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 # An example that takes long says that the machine does much else.
 settings.register_profile("x2gofleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("x2gofleet")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaks_are_told_where_they_are() -> Iterator[None]:
+    """Collect garbage at the end of each module: a socket that it never closed fails a test of its own."""
+    yield
+    gc.collect()
+
 
 SAMPLES = Path(__file__).parent / "samples"
 LASTING_SECONDS = 60.0

@@ -126,8 +126,6 @@ def test_a_byte_costs_the_same_however_long_the_answer_is(shape: Shape) -> None:
     assert moves_of_a_byte(shape, LONG) <= 2
 
 
-# It collects garbage, which other tests of the process may have left.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("shape", [*SHAPES, SMALLEST_RECORDS], ids=lambda shape: shape.name)
 def test_memory_is_a_small_multiple_of_what_came(shape: Shape) -> None:
     assert memory_of_a_byte(shape, LONG) < 6

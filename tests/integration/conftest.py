@@ -14,7 +14,7 @@ from x2gofleet import FleetCache
 from x2gofleet.acl import Role
 from x2gofleet.aio import AsyncFleetCache
 
-from .reader import Awaited, UpToDate
+from .reader import AsyncOfCaller, Awaited, OfCaller, UpToDate
 
 OpenCache = Callable[..., Any]
 PATIENT_SECONDS = 10.0
@@ -28,11 +28,11 @@ DIRECT: dict[str, OpenCache] = {
 }
 # Over a client that the caller made, which speaks RESP3.
 OWN_CLIENTS: dict[str, OpenCache] = {
-    "redis.Redis": lambda url, namespace, **more: FleetCache(
+    "redis.Redis": lambda url, namespace, **more: OfCaller(
         redis.Redis.from_url(url, protocol=3), namespace=namespace, **more
     ),
     "redis.asyncio.Redis": lambda url, namespace, **more: Awaited(
-        AsyncFleetCache(redis.asyncio.Redis.from_url(url, protocol=3), namespace=namespace, **more)
+        AsyncOfCaller(redis.asyncio.Redis.from_url(url, protocol=3), namespace=namespace, **more)
     ),
 }
 IMPLEMENTATIONS: dict[str, OpenCache] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import selectors
@@ -17,10 +16,13 @@ from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import redis
+import redis.asyncio
 from x2gofleet_workers import embedded
 
+from tests.support.loops import LoopThread
 from tests.waiting import HANG_SECONDS, PATIENT, wait_until
 from x2gofleet.aio import AsyncFleetCache
+from x2gofleet.cache import FleetCache
 from x2gofleet.connection import client_from_url
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.keys import Keys
@@ -200,15 +202,13 @@ class Awaited:
 
     def __init__(self, cache: AsyncFleetCache) -> None:
         self._cache = cache
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._loop = LoopThread()
 
     def _wait(self, awaitable: Awaitable[T]) -> T:
         async def waiting() -> T:
             return await awaitable
 
-        return asyncio.run_coroutine_threadsafe(waiting(), self._loop).result()
+        return self._loop.run(waiting())
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._cache, name)
@@ -216,11 +216,9 @@ class Awaited:
 
     def close(self) -> None:
         """Close the cache and end the thread; a second call does nothing."""
-        if self._loop.is_closed():
+        if self._loop.loop.is_closed():
             return
         self._wait(self._cache.aclose())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(HANG_SECONDS)
         self._loop.close()
 
     def __enter__(self) -> Self:
@@ -228,6 +226,30 @@ class Awaited:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class OfCaller(FleetCache):
+    """Closes the client, which a cache leaves to its caller, with itself."""
+
+    def __init__(self, client: redis.Redis, **more: Any) -> None:
+        super().__init__(client, **more)
+        self._of_caller = client
+
+    def close(self) -> None:
+        super().close()
+        self._of_caller.close()
+
+
+class AsyncOfCaller(AsyncFleetCache):
+    """Closes the client, which a cache leaves to its caller, with itself."""
+
+    def __init__(self, client: redis.asyncio.Redis, **more: Any) -> None:
+        super().__init__(client, **more)
+        self._of_caller = client
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self._of_caller.aclose()
 
 
 class UpToDate:

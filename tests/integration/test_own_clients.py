@@ -28,7 +28,7 @@ from x2gofleet.keys import Keys
 from x2gofleet.store import Lease, Script, Store
 
 from ..conftest import FleetBuilder  # noqa: TID252
-from .reader import LOAD, Awaited, OwnValkey, StubWorker, row, session_name
+from .reader import LOAD, AsyncOfCaller, Awaited, OfCaller, OwnValkey, StubWorker, row, session_name
 
 PROTOCOLS: dict[str, dict[str, Any]] = {"RESP2": {"protocol": 2}, "RESP3": {"protocol": 3}, "the default": {}}
 CLIENTS = {
@@ -45,9 +45,9 @@ def make_cache(kind: str, options: dict[str, Any], url: str, namespace: str) -> 
     """Return a cache over a client of a kind; an asynchronous one is awaited behind blocking methods."""
     if kind == "redis.Redis":
         client = redis.Redis.from_url(url, **options)
-        return FleetCache(client, namespace=namespace, lookup_seconds=PATIENT_SECONDS)
+        return OfCaller(client, namespace=namespace, lookup_seconds=PATIENT_SECONDS)
     own = redis.asyncio.Redis.from_url(url, **options)
-    return Awaited(AsyncFleetCache(own, namespace=namespace, lookup_seconds=PATIENT_SECONDS))
+    return Awaited(AsyncOfCaller(own, namespace=namespace, lookup_seconds=PATIENT_SECONDS))
 
 
 # Every public method, in an order in which each finds something to answer.

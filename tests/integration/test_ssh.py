@@ -38,6 +38,7 @@ from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running
 from x2gofleet_workers.ssh import Deadline, Endpoint, ProbeChannel, SshClient
 from x2gofleet_workers.ssh.command import CUT_AFTER_SECONDS
 
+from tests.support.loops import LoopThread
 from tests.waiting import wait_until
 from x2gofleet.connection.resolving import Resolver
 from x2gofleet.errors import (
@@ -447,8 +448,12 @@ class Scripted:
         key = asyncssh.generate_private_key("ssh-ed25519")
         key.write_private_key(folder / "id")
         scripted = self
+        connections: list[asyncssh.SSHServerConnection] = []
 
         class Login(asyncssh.SSHServer):
+            def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+                connections.append(conn)
+
             def begin_auth(self, username: str) -> bool:
                 scripted.logins.append(username)
                 return True
@@ -480,10 +485,9 @@ class Scripted:
                 **options,
             )
 
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-        self._acceptor = asyncio.run_coroutine_threadsafe(listen(), self.loop).result(LONG_SECONDS)
+        self._connections = connections
+        self._loop = LoopThread()
+        self._acceptor = self._loop.run(listen(), LONG_SECONDS)
         self.port = self._acceptor.get_port()
         known = folder / "known"
         known.write_text("".join(f"[127.0.0.1]:{self.port} {each.export_public_key().decode()}" for each in host_keys))
@@ -492,15 +496,12 @@ class Scripted:
     def close(self) -> None:
         async def stop() -> None:
             self._acceptor.close()
-            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            for each in self._connections:
+                each.abort()
+            await asyncio.gather(*(each.wait_closed() for each in self._connections), return_exceptions=True)
 
-        asyncio.run_coroutine_threadsafe(stop(), self.loop).result(LONG_SECONDS)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(LONG_SECONDS)
-        self.loop.close()
+        self._loop.run(stop(), LONG_SECONDS)
+        self._loop.close()
 
 
 @pytest.fixture
