@@ -1,4 +1,4 @@
-"""``python -m tests.bench [NAME ...]``: all benchmarks or some, each a ratio against a named baseline of the same run."""
+"""``python -m tests.bench [NAME ...]``: all benchmarks or some, each a ratio against a baseline of the same run."""
 
 from __future__ import annotations
 

@@ -52,9 +52,9 @@ START_MS = 1_700_000_000_000
 
 
 def make_target(name: str = "ts01", *, more: str = "", **intervals: float) -> Target:
-    """Return a target of a small inventory; ``alice@ts01`` has scope user. ``intervals`` in seconds."""
+    """Return a target of a small inventory; ``alice@ts01`` has scope user. ``intervals`` in seconds, 2 of sessions."""
     text = INVENTORY + '[profiles.alice]\nservers = ["ts01"]\nuser = "alice"\n[intervals]\n'
-    text += "".join(f"{kind} = {seconds}\n" for kind, seconds in intervals.items())
+    text += "".join(f"{kind} = {seconds}\n" for kind, seconds in {"sessions": 2.0, **intervals}.items())
     return parse_inventory(text + more).targets[name]
 
 

@@ -42,11 +42,11 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert list(fleet.targets) == ["ts01"]
     target = fleet.targets["ts01"]
     assert (target.server, target.scope, target.command, target.hostname) == ("ts01", "server", "auto", "")
-    assert (target.deadline_seconds, target.username, target.sessions_interval_chosen) == (10.0, None, False)
+    assert (target.deadline_seconds, target.username) == (10.0, None)
     assert target.endpoint.user == "root"
     assert target.endpoint.key_file == "/keys/id"
     assert target.endpoint.known_hosts == "/keys/known_hosts"
-    assert target.intervals == {Kind.SESSIONS: 2.0, Kind.LOAD: 5.0, Kind.DESKTOPS: 0.0, Kind.MOUNTS: 60.0}
+    assert target.intervals == {Kind.SESSIONS: 5.0, Kind.LOAD: 5.0, Kind.DESKTOPS: 0.0, Kind.MOUNTS: 60.0}
     assert target.ttls == {Kind.SESSIONS: 15.0, Kind.LOAD: 15.0, Kind.DESKTOPS: 90.0, Kind.MOUNTS: 180.0}
     assert fleet.profiles == {}
 
@@ -95,7 +95,6 @@ def test_intervals_and_ttls_are_taken_over_and_ttls_follow_intervals() -> None:
     target = fleet.targets["ts01"]
     assert target.intervals == {Kind.SESSIONS: 10.0, Kind.LOAD: 0.0, Kind.DESKTOPS: 40.0, Kind.MOUNTS: 0.5}
     assert target.ttls == {Kind.SESSIONS: 30.0, Kind.LOAD: 90.0, Kind.DESKTOPS: 120.0, Kind.MOUNTS: 100.0}
-    assert target.sessions_interval_chosen
 
 
 def test_profiles_by_servers_by_labels_and_for_a_user() -> None:
@@ -249,8 +248,9 @@ def test_the_version_stays_where_nothing_differs_but_places_of_keys(same: str) -
 
 def test_the_version_is_that_of_workers_that_know_no_listing() -> None:
     """Workers of two versions with the same file must not take each other's inventory for another one."""
-    assert published(ONE).version == published(ONE + 'listing = "records"\n').version == "300cf0177cc5aab1"
-    assert published(ONE + 'listing = "command"\n').version != "300cf0177cc5aab1"
+    timed = "[intervals]\nsessions = 5\n" + ONE
+    assert published(timed).version == published(timed + 'listing = "records"\n').version == "36726937b4d07a64"
+    assert published(timed + 'listing = "command"\n').version != "36726937b4d07a64"
 
 
 # What is wrong

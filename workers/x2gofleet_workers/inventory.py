@@ -28,11 +28,9 @@ from x2gofleet_workers.ssh import Endpoint
 
 Scope = Literal["server", "user"]
 
-CONDITIONAL_SESSIONS_SECONDS = 2.0
-PLAIN_SESSIONS_SECONDS = 5.0
 MIN_TTL_SECONDS = 15.0
 DEFAULT_DEADLINE_SECONDS = 10.0
-_DEFAULT_INTERVALS = {Kind.LOAD: 5.0, Kind.MOUNTS: 60.0}
+_DEFAULT_INTERVALS = {Kind.SESSIONS: 5.0, Kind.LOAD: 5.0, Kind.MOUNTS: 60.0}
 _USER_DESKTOPS_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -81,7 +79,6 @@ class Target:
     deadline_seconds: float
     intervals: Mapping[Kind, float]
     ttls: Mapping[Kind, float]
-    sessions_interval_chosen: bool
 
     @property
     def username(self) -> str | None:
@@ -120,14 +117,15 @@ class Fleet:
 
     def _digest(self, published: PublishedFleet) -> str:
         # Without the paths of keys, which differ from one machine to another. `listing` only where it is set: workers
-        # of versions without it must come to the same digest for the same file.
+        # of versions without it must come to the same digest for the same file. True: that the file has an interval of
+        # sessions, which had another default.
         polled = [
             (
                 *(target.id, target.endpoint.host, target.endpoint.port, target.endpoint.user, target.command),
                 *((target.listing,) if target.listing != "records" else ()),
                 *(() if target.notices else ("no notices",)),
                 *(() if target.database_connection == "standing" else (target.database_connection,)),
-                *(target.hostname, target.deadline_seconds, target.sessions_interval_chosen),
+                *(target.hostname, target.deadline_seconds, True),
                 *(target.intervals[kind] for kind in Kind),
                 *(target.ttls[kind] for kind in Kind),
             )
@@ -452,7 +450,6 @@ class _Reader:
             float(deadline),
             chosen,
             self._ttls(ttls, chosen),
-            Kind.SESSIONS in intervals,
         )
 
     def _ttls(self, ttls: Mapping[Kind, float], intervals: Mapping[Kind, float]) -> dict[Kind, float]:
@@ -605,11 +602,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _intervals(chosen: Mapping[Kind, float], scope: Scope) -> dict[Kind, float]:
-    by_scope: dict[Kind, float] = {
-        Kind.SESSIONS: CONDITIONAL_SESSIONS_SECONDS if scope == "server" else PLAIN_SESSIONS_SECONDS,
-        Kind.DESKTOPS: 0.0 if scope == "server" else _USER_DESKTOPS_SECONDS,
-    }
-    found: dict[Kind, float] = {**_DEFAULT_INTERVALS, **by_scope, **chosen}
+    desktops = 0.0 if scope == "server" else _USER_DESKTOPS_SECONDS
+    found: dict[Kind, float] = {**_DEFAULT_INTERVALS, Kind.DESKTOPS: desktops, **chosen}
     if scope == "user":
         found[Kind.LOAD] = 0.0
     return found

@@ -91,12 +91,6 @@ def test_a_listing_is_stored_told_and_remembered(setup: Setup) -> None:
     assert (listing.polled_at_ms, listing.duration_ms, listing.ttl_ms) == (START_MS, 5, 15_000)
     assert setup.hints.told == [("ts01", Kind.SESSIONS, Hint(START_MS, START_MS, START_MS + 15_000, listing.digest))]
     assert setup.writer.users == ("alice",)
-    assert setup.writer.is_conditional
-
-
-def test_a_server_that_has_no_signatures_is_not_polled_conditionally(setup: Setup) -> None:
-    setup.store_sessions(signature="-")
-    assert not setup.writer.is_conditional
 
 
 def test_only_the_listing_of_the_signature_is_confirmed(setup: Setup) -> None:

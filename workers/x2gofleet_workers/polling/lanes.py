@@ -13,7 +13,7 @@ from x2gofleet.errors import CacheUnavailable, PollError, WorkerExhausted
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import NOT_OWNED
 from x2gofleet.store import Lease
-from x2gofleet_workers.inventory import PLAIN_SESSIONS_SECONDS, Target
+from x2gofleet_workers.inventory import Target
 from x2gofleet_workers.metrics import LaneName
 from x2gofleet_workers.polling.answers import AnswerResults
 from x2gofleet_workers.polling.backoff import Backoff
@@ -99,15 +99,7 @@ class Lane:
             return retry_at - _RETRY_EARLY_SECONDS
         if kind in self._context.progress.overdue:
             return -math.inf
-        return self._started.get(kind, -math.inf) + self._interval(kind) * (1 - _EARLY)
-
-    def _interval(self, kind: Kind) -> float:
-        target, writer = self._context.target, self._writer
-        interval = target.intervals[kind]
-        if kind is Kind.SESSIONS and not writer.is_conditional and not target.sessions_interval_chosen:
-            # The server can't tell what changed: each poll costs it a listing.
-            return max(interval, PLAIN_SESSIONS_SECONDS) if writer.stored_listing else interval
-        return interval
+        return self._started.get(kind, -math.inf) + self._context.target.intervals[kind] * (1 - _EARLY)
 
     def may_try(self) -> bool:
         """Whether the back-off of any kind is over."""

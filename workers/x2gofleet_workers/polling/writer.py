@@ -50,7 +50,6 @@ class SnapshotWriter:
     def __init__(self, context: PollContext) -> None:
         self._context = context
         self.stored_listing: StoredListing | None = None
-        self.is_conditional = False
         self._last_sessions: tuple[str, bytes] | None = None
         self._last_rejected: dict[Kind, frozenset[str]] = {}
         self._host_name: str | None = None
@@ -148,7 +147,6 @@ class SnapshotWriter:
     def _remember(self, moment: PollMoment, listing: Listing, signature: str) -> None:
         rows = parse_sessions(listing.stdout)[0]
         users = tuple(sorted({row.username for row in rows if row.status != "F" and is_username(row.username)}))
-        self.is_conditional = signature != NO_SIGNATURE
         self.stored_listing = StoredListing(
             signature, listing.digest, moment.lease, moment.started, listing.polled_at_ms, users
         )
