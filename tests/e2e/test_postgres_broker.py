@@ -96,3 +96,31 @@ def test_a_profile_of_some_servers_shows_their_sessions_alone(on_farm: FarmSite)
     assert ours == live
     assert ours["only-ts01"] == ((None, None), (f"127.0.0.1:{site.servers['ts01'].port}", None))
     assert ours["only-ts02"][0] == ("S", "ts02")
+
+
+def test_a_session_on_a_server_that_is_down_is_not_offered(on_farm: FarmSite) -> None:
+    """On purpose: the live agents list it, since the database has it, and then start a new session elsewhere."""
+    farm, site = on_farm.farm, on_farm.site
+    name = farm.create_session("ts02", "alice")
+    farm.suspend_session("ts02", "alice", name)
+    site.poll()
+    down = f"127.0.0.1:{site.servers['ts02'].port}"
+
+    site.servers["ts02"].stop_sshd()
+    try:
+        site.polled.wait_until(lambda: site.polled.status("ts02").up is False, "ts02 to be down")
+        with site.broker.daemon(site.settings) as daemon:
+            ours = listed(daemon, "alice"), selected(daemon, "alice")
+        with site.broker.daemon(None) as daemon:
+            live = listed(daemon, "alice"), selected(daemon, "alice")
+    finally:
+        site.servers["ts02"].start_sshd()
+
+    assert (ours[0], live[0]) == ((None, None), ("S", "ts02"))
+    assert (ours[1][1], live[1][1]) == (None, None)
+    assert down not in {ours[1][0], live[1][0]}
+    site.poll()
+    with site.broker.daemon(site.settings) as daemon:
+        assert listed(daemon, "alice") == ("S", "ts02")
+        server, session = selected(daemon, "alice")
+        assert (server, session and session[1]) == (down, name)
