@@ -139,10 +139,11 @@ def check_fleet(fleet: Fleet, recorded_hosts: Mapping[str, str] = NOTHING_RECORD
 
 
 def print_findings(fleet: Fleet, found: Sequence[Checked]) -> int:
-    """Print what concerns several servers of one PostgreSQL database; return how many have another's host name."""
+    """Print what concerns several servers; return how many have another's host name on one PostgreSQL database."""
+    listed = [checked for checked in found if checked.host_name and fleet.targets[checked.target].scope == "server"]
     databases: dict[str, list[Checked]] = {}
-    for checked in found:
-        if checked.database.identity and fleet.targets[checked.target].scope == "server":
+    for checked in listed:
+        if checked.database.identity:
             databases.setdefault(checked.database.identity, []).append(checked)
     failed = 0
     for members in databases.values():
@@ -153,7 +154,19 @@ def print_findings(fleet: Fleet, found: Sequence[Checked]) -> int:
         warning = connections_warning([(checked.database, fleet.targets[checked.target]) for checked in members])
         if warning:
             print(f"warning  {warning}")
+    for twins in _twins(listed):
+        if len({checked.database.identity for checked in twins}) > 1 or not twins[0].database.identity:
+            print(f"warning  {_same_name_warning(twins)}")
     return failed
+
+
+def _same_name_warning(twins: Sequence[Checked]) -> str:
+    """Return what is to be done about servers of one host name on databases of their own."""
+    return (
+        f"{', '.join(checked.target for checked in twins)} have the host name {show(twins[0].host_name.encode(), 64)}: "
+        "their sessions are told apart here, but not by a broker that goes by host names. give each a host name of its "
+        "own, or remove all but one of them from the inventory where they are one machine"
+    )
 
 
 def _twins(members: Sequence[Checked]) -> list[list[Checked]]:
