@@ -20,7 +20,7 @@ from x2gofleet_workers.probe.proof import Proven
 from x2gofleet_workers.probe.requests import NO_SIGNATURE
 from x2gofleet_workers.ssh.limits import ATTEMPTS_PER_ADDRESS
 
-GOOD_STATE_TTL_MS = 3600 * 1000
+GOOD_STATE_TTL_MS = 7 * 24 * 3600 * 1000
 _COMPARISONS = 3
 _STATE_GRACE_SECONDS = 60.0
 _DEADLINES_OF_A_POLL = 4
