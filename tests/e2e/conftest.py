@@ -44,16 +44,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def real_x2go() -> None:
     """Skip the test where no real X2Go server can run; fail it there with X2GOFLEET_REQUIRE_E2E=1."""
-    _skip_without(missing_requirements())
+    skip_without(missing_requirements())
 
 
 @pytest.fixture(scope="session")
 def real_postgres(real_x2go: None) -> None:
     """As `real_x2go`, for tests that need Debian's PostgreSQL too."""
-    _skip_without(missing_postgres())
+    skip_without(missing_postgres())
 
 
-def _skip_without(lacking: str) -> None:
+def skip_without(lacking: str) -> None:
+    """Skip the test for want of something, or fail it with X2GOFLEET_REQUIRE_E2E=1."""
     if not lacking:
         return
     if os.environ.get("X2GOFLEET_REQUIRE_E2E") == "1":

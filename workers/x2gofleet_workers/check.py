@@ -121,7 +121,8 @@ def check_fleet(fleet: Fleet, recorded_hosts: Mapping[str, str] = NOTHING_RECORD
     """
     width = max(len(name) for name in fleet.targets)
     failed = 0
-    check = partial(check_target, client=SshClient(), recorded_hosts=recorded_hosts)
+    client = SshClient(warn=lambda text: print(f"warning  {text}", flush=True))
+    check = partial(check_target, client=client, recorded_hosts=recorded_hosts)
     found: list[Checked] = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for checked in pool.map(check, fleet.targets.values()):

@@ -41,6 +41,10 @@ _LOGIN_KEYS = (
 )
 _SERVER_KEYS = (*_LOGIN_KEYS, "host", "hostname", "labels", "weight", "drain")
 _PROFILE_KEYS = ("servers", "labels", "user", "key_file")
+# What people expect to be there, without case and underscores.
+_SSH_CONFIG = frozenset(
+    ("proxyjump", "proxycommand", "jumphost", "bastion", "gateway", "sshconfig", "identityagent", "agent", "sshagent")
+)
 _TABLES = ("defaults", "intervals", "ttls", "servers", "profiles", "import")
 
 
@@ -547,6 +551,9 @@ class _Reader:
     def _known(self, where: tuple[str, ...], table: dict[str, Any], known: Iterable[str]) -> None:
         names = list(known)
         for key in table:
+            if key.lower().replace("_", "").replace("-", "") in _SSH_CONFIG:
+                reason = f"{key!r} is not supported: ssh_config, agents, ProxyJump and ProxyCommand are not used"
+                self._fail(where, key, reason, 'docs/servers.md, "Servers behind a gate", shows what to do instead')
             if key not in names:
                 self._fail(where, key, f"{key!r} is no setting here", _nearest(key, names))
 

@@ -84,8 +84,8 @@ def no_thread(*args: object, **more: object) -> Any:
 @pytest.mark.parametrize(
     ("what", "lack", "resource"),
     [
-        ("x2gofleet_workers.ssh.keys.paramiko.PKey.from_path", no_descriptor, "file descriptors"),
-        ("x2gofleet_workers.ssh.host_keys.paramiko.HostKeys", no_descriptor, "file descriptors"),
+        ("x2gofleet_workers.ssh.keys.read_file", no_descriptor, "file descriptors"),
+        ("x2gofleet_workers.ssh.host_keys.read_file", no_descriptor, "file descriptors"),
         ("socket.socket", no_descriptor, "file descriptors"),
         ("threading.Thread.start", no_thread, "threads"),
     ],

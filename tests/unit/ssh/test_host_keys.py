@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import asyncssh
-import paramiko
 import pytest
-from x2gofleet_workers.ssh import Endpoint
+from x2gofleet_workers.ssh import Endpoint, host_keys
 from x2gofleet_workers.ssh.host_keys import KnownHosts
+from x2gofleet_workers.ssh.known_hosts import KnownHostsFile
 
 from x2gofleet.errors import HostKeyUnknown
 
@@ -34,16 +35,19 @@ def test_the_keys_of_an_address_by_type(endpoint: Endpoint) -> None:
     first, second = public_key(), public_key("ecdsa-sha2-nistp256")
     write(endpoint, f"[ts01]:2222 {first}", f"[ts01]:2222 {second}", f"ts01 {public_key()}", f"[ts02]:2222 {first}")
     found = KnownHosts().keys_of(endpoint)
-    assert {name: key.get_base64() for name, key in found.items()} == {
-        key.split()[0]: key.split()[1] for key in (first, second)
-    }
+    assert [f"{line.key.type} {base64.b64encode(line.key.blob).decode()}" for line in found.keys] == [first, second]
+    assert found.algorithms() == ["ssh-ed25519", "ecdsa-sha2-nistp256"]
 
 
 def test_the_default_port_is_written_without_a_number(endpoint: Endpoint) -> None:
-    write(endpoint, f"ts01 {public_key()}")
-    assert KnownHosts().keys_of(replace(endpoint, port=22))
-    with pytest.raises(HostKeyUnknown, match=r"has no key of \[ts01\]:2222"):
-        KnownHosts().keys_of(endpoint)
+    write(endpoint, f"ts01 {public_key()}", f"[ts02]:2222 {public_key()}")
+    assert KnownHosts().keys_of(replace(endpoint, port=22)).keys
+    # As for ssh, a name without port is one of every port.
+    assert KnownHosts().keys_of(endpoint).keys
+    with pytest.raises(HostKeyUnknown, match=r"has no key of ts02"):
+        KnownHosts().keys_of(replace(endpoint, host="ts02", port=22))
+    with pytest.raises(HostKeyUnknown, match=r"has no key of \[ts02\]:2223"):
+        KnownHosts().keys_of(replace(endpoint, host="ts02", port=2223))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[ts01]:1 ssh-ed25519 AAAA\n", b"\xff\xfe\x00", b"what is this\n" * 3])
@@ -62,14 +66,13 @@ def test_a_folder_in_place_of_the_file(endpoint: Endpoint, tmp_path: Path) -> No
 
 
 def test_a_file_is_parsed_once_and_again_when_it_changes(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[str] = []
+    parsed: list[bytes] = []
 
-    class CountingKeys(paramiko.HostKeys):
-        def __init__(self, path: str) -> None:
-            parsed.append(path)
-            super().__init__(path)
+    def counting(data: bytes) -> KnownHostsFile:
+        parsed.append(data)
+        return KnownHostsFile(data)
 
-    monkeypatch.setattr(paramiko, "HostKeys", CountingKeys)
+    monkeypatch.setattr(host_keys, "KnownHostsFile", counting)
     known, line = KnownHosts(), f"[ts01]:2222 {public_key()}"
     write(endpoint, line)
     for _ in range(3):

@@ -35,8 +35,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("encrypted", "is encrypted"),
         ("encrypted-pem", "is encrypted"),
         ("garbage", "no private SSH key"),
-        ("empty", "no private SSH key"),
-        ("public", "no private SSH key"),
+        ("empty", "is empty"),
+        ("public", "is a public key, not a private SSH key"),
         ("folder", "can't be read"),
     ],
 )
@@ -49,4 +49,4 @@ def test_a_file_that_is_no_key(name: str, said: str, files: dict[str, Path]) -> 
 
 
 def test_a_key(files: dict[str, Path]) -> None:
-    assert load_key(str(files["good"])).get_name() == "ssh-ed25519"
+    assert load_key(str(files["good"])).key.get_name() == "ssh-ed25519"

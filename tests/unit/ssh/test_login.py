@@ -8,6 +8,7 @@ import asyncssh
 import paramiko
 import pytest
 from x2gofleet_workers.ssh import Deadline, Endpoint
+from x2gofleet_workers.ssh.keys import LoginKey
 from x2gofleet_workers.ssh.login import authenticate
 
 from tests.support.clocks import ManualClock
@@ -38,7 +39,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> paramiko.PKey:
 
 
 def login(transport: Any, key: paramiko.PKey, deadline: Deadline | None = None) -> None:
-    authenticate(transport, ENDPOINT, key, deadline or Deadline(9))
+    authenticate(transport, ENDPOINT, LoginKey(key), deadline or Deadline(9))
 
 
 def test_a_login(key: paramiko.PKey) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 import paramiko
 import pytest
 from x2gofleet_workers.ssh import Deadline, Endpoint
+from x2gofleet_workers.ssh.blobs import key_from_blob, wire_string
+from x2gofleet_workers.ssh.host_keys import KnownKeys, Named
+from x2gofleet_workers.ssh.known_hosts import Line, Marker
 from x2gofleet_workers.ssh.transport import Transport, end, negotiate
 
 from x2gofleet.errors import DeadlineExceeded, HostKeyMismatch, Unreachable
@@ -16,6 +19,14 @@ from x2gofleet.errors import DeadlineExceeded, HostKeyMismatch, Unreachable
 ENDPOINT = Endpoint("ts01", 22, "root", "id", "/etc/x2gofleet/known_hosts")
 LONG_SECONDS = 20.0
 Pair = tuple[socket.socket, socket.socket]
+
+
+ED25519 = wire_string(b"ssh-ed25519") + wire_string(bytes(31) + b"\1")
+
+
+def known(key: paramiko.PKey) -> KnownKeys:
+    line = Line(1, Marker.NONE, b"ts01", key_from_blob(key.asbytes()))
+    return KnownKeys(ENDPOINT, (Named(keys=(line,)),))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +52,7 @@ def server(pair: Pair, keys: list[paramiko.ECDSAKey]) -> Iterator[paramiko.Trans
 
 
 def test_a_known_key(pair: Pair, server: paramiko.Transport, keys: list[paramiko.ECDSAKey]) -> None:
-    transport = negotiate(pair[0], ENDPOINT, {keys[0].get_name(): keys[0]}, Deadline(LONG_SECONDS))
+    transport = negotiate(pair[0], ENDPOINT, known(keys[0]), Deadline(LONG_SECONDS))
     assert transport.is_active()
     assert transport.get_remote_server_key() == keys[0]
     end(transport, pair[0])
@@ -51,27 +62,27 @@ def test_a_known_key(pair: Pair, server: paramiko.Transport, keys: list[paramiko
 
 def test_another_key_of_a_known_type(pair: Pair, server: paramiko.Transport, keys: list[paramiko.ECDSAKey]) -> None:
     with pytest.raises(HostKeyMismatch, match="which is not the known one; no key was offered") as caught:
-        negotiate(pair[0], ENDPOINT, {keys[0].get_name(): keys[1]}, Deadline(LONG_SECONDS))
+        negotiate(pair[0], ENDPOINT, known(keys[1]), Deadline(LONG_SECONDS))
     assert "replace its line in /etc/x2gofleet/known_hosts" in caught.value.mend
     assert pair[0].fileno() == -1
 
 
 def test_no_key_of_a_known_type(pair: Pair, server: paramiko.Transport, keys: list[paramiko.ECDSAKey]) -> None:
     with pytest.raises(HostKeyMismatch, match=r"no host key of the known types \(ssh-ed25519\)"):
-        negotiate(pair[0], ENDPOINT, {"ssh-ed25519": keys[0]}, Deadline(LONG_SECONDS))
+        negotiate(pair[0], ENDPOINT, known(paramiko.Ed25519Key(data=ED25519)), Deadline(LONG_SECONDS))
     assert pair[0].fileno() == -1
 
 
 def test_one_that_closes_before_its_banner(pair: Pair, keys: list[paramiko.ECDSAKey]) -> None:
     pair[1].close()
     with pytest.raises(Unreachable, match="does not speak SSH as expected"):
-        negotiate(pair[0], ENDPOINT, {keys[0].get_name(): keys[0]}, Deadline(LONG_SECONDS))
+        negotiate(pair[0], ENDPOINT, known(keys[0]), Deadline(LONG_SECONDS))
     assert pair[0].fileno() == -1
 
 
 def test_one_that_is_silent(pair: Pair, keys: list[paramiko.ECDSAKey]) -> None:
     with pytest.raises(DeadlineExceeded):
-        negotiate(pair[0], ENDPOINT, {keys[0].get_name(): keys[0]}, Deadline(0.3))
+        negotiate(pair[0], ENDPOINT, known(keys[0]), Deadline(0.3))
     assert pair[0].fileno() == -1
 
 
@@ -81,7 +92,7 @@ def test_weak_ciphers_are_not_spoken(pair: Pair, keys: list[paramiko.ECDSAKey]) 
     server.get_security_options().ciphers = ("aes128-cbc",)
     server.start_server(event=threading.Event(), server=paramiko.ServerInterface())
     with pytest.raises(Unreachable, match=r"no acceptable ciphers"):
-        negotiate(pair[0], ENDPOINT, {keys[0].get_name(): keys[0]}, Deadline(LONG_SECONDS))
+        negotiate(pair[0], ENDPOINT, known(keys[0]), Deadline(LONG_SECONDS))
     server.close()
 
 

@@ -8,10 +8,12 @@ import socket
 import paramiko
 
 from x2gofleet.errors import HostKeyMismatch, PollError, Unreachable
+from x2gofleet_workers.ssh.blobs import BadKey, key_from_blob
+from x2gofleet_workers.ssh.certificates import certificate_from_blob
 from x2gofleet_workers.ssh.deadlines import Deadline, shut
 from x2gofleet_workers.ssh.endpoint import Endpoint
 from x2gofleet_workers.ssh.faults import describe
-from x2gofleet_workers.ssh.host_keys import HostKeysByType
+from x2gofleet_workers.ssh.host_keys import KnownKeys, replace_remedy
 
 _LOG_CHANNEL = "x2gofleet_workers.paramiko"
 logging.getLogger(_LOG_CHANNEL).setLevel(logging.CRITICAL)
@@ -47,7 +49,7 @@ def end(transport: paramiko.Transport, sock: socket.socket) -> None:
     sock.close()
 
 
-def negotiate(sock: socket.socket, endpoint: Endpoint, known: HostKeysByType, deadline: Deadline) -> Transport:
+def negotiate(sock: socket.socket, endpoint: Endpoint, known: KnownKeys, deadline: Deadline) -> Transport:
     """Return the transport of a server that has proven one of the ``known`` keys; nothing is open after an error.
 
     Raises HostKeyMismatch, Unreachable and DeadlineExceeded.
@@ -56,10 +58,9 @@ def negotiate(sock: socket.socket, endpoint: Endpoint, known: HostKeysByType, de
     transport.set_log_channel(_LOG_CHANNEL)
     transport.banner_timeout = transport.handshake_timeout = deadline.left()
     try:
-        options = transport.get_security_options()
-        options.key_types = [name for name in _key_algorithms(known) if name in options.key_types]
+        transport.get_security_options().key_types = known.algorithms()
         transport.start_client(timeout=deadline.left())
-        _verify(transport, endpoint, known, deadline)
+        _verify(transport, known, deadline)
     except PollError:
         end(transport, sock)
         raise
@@ -70,33 +71,26 @@ def negotiate(sock: socket.socket, endpoint: Endpoint, known: HostKeysByType, de
     return transport
 
 
-def _key_algorithms(known: HostKeysByType) -> list[str]:
-    """Return the host key algorithms to ask for: those by which a known key can prove itself."""
-    names: list[str] = []
-    for key_type in known:
-        names += ["rsa-sha2-512", "rsa-sha2-256"] if key_type == "ssh-rsa" else [key_type]
-    return names
-
-
-def _verify(transport: Transport, endpoint: Endpoint, known: HostKeysByType, deadline: Deadline) -> None:
-    offered = transport.get_remote_server_key() if transport.is_active() else None
-    if offered is None:
+def _verify(transport: Transport, known: KnownKeys, deadline: Deadline) -> None:
+    shown = transport.get_remote_server_key() if transport.is_active() else None
+    if shown is None:
         raise deadline.exceeded()
-    expected = known.get(offered.get_name())
-    if expected is None or expected.asbytes() != offered.asbytes():
-        raise HostKeyMismatch(
-            f"{endpoint.address} shows the host key {offered.fingerprint}, which is not the known one; no key was "
-            "offered",
-            mend=f"if the server was reinstalled, replace its line in {endpoint.known_hosts}; if not, somebody may be "
-            "in between",
+    # Where the server showed a certificate, paramiko keeps it whole beside the key in it.
+    proof = shown.public_blob
+    certificate = None if proof is None else certificate_from_blob(proof.key_blob)
+    known.verify(key_from_blob(shown.asbytes()), certificate, shown.fingerprint)
+
+
+def _negotiation_error(exc: Exception, endpoint: Endpoint, known: KnownKeys, deadline: Deadline) -> PollError:
+    if isinstance(exc, BadKey):
+        return HostKeyMismatch(
+            f"{endpoint.address} shows a host key that ssh would not take: {exc}; no key was offered",
+            mend="give the server another host key, and its line in known_hosts",
         )
-
-
-def _negotiation_error(exc: Exception, endpoint: Endpoint, known: HostKeysByType, deadline: Deadline) -> PollError:
     if isinstance(exc, paramiko.ssh_exception.IncompatiblePeer) and "host key" in str(exc):
         return HostKeyMismatch(
-            f"{endpoint.address} has no host key of the known types ({', '.join(known)})",
-            mend=f"if the server was reinstalled, replace its line in {endpoint.known_hosts}",
+            f"{endpoint.address} has no host key of the known types ({', '.join(known.algorithms())})",
+            mend=replace_remedy(endpoint),
         )
     if deadline.passed():
         return deadline.exceeded()
