@@ -1,4 +1,4 @@
-"""The table of known_hosts files beside the real ssh, on a real sshd: ours decides as it does, or the table says why."""
+"""The table of known_hosts files beside the real ssh, on a real sshd: ours decides as it does, or says why not."""
 
 from __future__ import annotations
 

@@ -360,6 +360,9 @@ WRONG: dict[str, tuple[str, int | None, str, str, str]] = {
         "no server",
         "least one",
     ),
+    "ProxyJump": (ONE + 'proxy_jump = "gate"\n', 7, "servers.ts01.proxy_jump", "is not supported", "behind a gate"),
+    "a bastion": (DEFAULTS + 'bastion = "gate"\n', 5, "defaults.bastion", "is not supported", "behind a gate"),
+    "an ssh_config": (DEFAULTS + 'ssh-config = "c"\n', 5, "defaults.ssh-config", "is not supported", "behind a gate"),
     "profile of an unknown server": (
         *(ONE + '[profiles.p]\nservers = ["ts02"]\n', 8, "profiles.p.servers"),
         *("there is no server 'ts02'", "did you mean 'ts01'"),

@@ -113,3 +113,20 @@ def test_a_name_that_can_not_be_resolved_for_a_lack_is_resolved_later(
         with pytest.raises(WorkerExhausted, match=f"this worker ran out of {resource}"):
             try_open(named, resolver=resolver)
     assert resolver.addresses("localhost", endpoint.port, timeout_seconds=LONG_SECONDS)
+
+
+def test_what_is_odd_about_files_is_said_once(endpoint: Endpoint, listener: socket.socket) -> None:
+    Path(endpoint.key_file).chmod(0o644)
+    with Path(endpoint.known_hosts).open("a") as file:
+        file.write("@pinned ts02 ssh-ed25519 AAAA\n")
+    listener.close()
+    said: list[str] = []
+    client = SshClient(warn=said.append)
+    for _ in range(2):
+        with pytest.raises(Unreachable):
+            client.open(endpoint, Deadline(LONG_SECONDS))
+    assert said == [
+        f"the key file {endpoint.key_file} can be read by others on this machine, and ssh would refuse it: "
+        f"chmod 600 {endpoint.key_file}",
+        f"{endpoint.known_hosts}:2: the line is passed over: the marker @pinned is not known",
+    ]

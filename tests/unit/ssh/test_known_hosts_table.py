@@ -12,8 +12,10 @@ from x2gofleet_workers.ssh.blobs import CERTIFICATE_SUFFIX, plain_type
 from x2gofleet_workers.ssh.certificates import certificate_from_blob
 from x2gofleet_workers.ssh.host_keys import KnownHosts
 
-from tests.support.known_hosts import SERVERS, Case, case_of, keys, names
+from tests.support.known_hosts import SERVERS, Case, case_of, cases, keys, names
 from x2gofleet.errors import HostKeyMismatch, HostKeyUnknown
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "servers.md"
 
 
 def decide(known_hosts: KnownHosts, case: Case, path: Path) -> None:
@@ -71,3 +73,9 @@ def test_a_bad_line_costs_no_other_line(tmp_path: Path) -> None:
     for host in ("ts01.example.org", "ts03.example.org"):
         case = replace(good, content=content, host=host)
         decide(KnownHosts(lambda text: None), case, case.write(tmp_path))
+
+
+def test_the_document_has_every_difference_from_ssh() -> None:
+    section = DOCUMENT.read_text().partition("## known_hosts and key files")[2].partition("**Key files**")[0]
+    rows = {line for line in section.split("\n") if line.startswith("| ") and not line.startswith("| known_hosts")}
+    assert rows == {f"| {case.name} | {case.ssh} | {case.ours} | {case.why} |" for case in cases() if case.why}
