@@ -410,8 +410,8 @@ def key_files(folder: Path) -> dict[str, Path]:
         ("encrypted", "is encrypted"),
         ("encrypted-pem", "is encrypted"),
         ("garbage", "no private SSH key"),
-        ("empty", "no private SSH key"),
-        ("public", "no private SSH key"),
+        ("empty", "is empty"),
+        ("public", "not a private SSH key"),
         ("folder", "can't be read"),
     ],
 )
