@@ -39,12 +39,17 @@ class PublishedTarget:
 
 @dataclass(frozen=True, slots=True)
 class PublishedFleet:
-    """One version of the inventory."""
+    """One version of the inventory.
+
+    ``left_out`` are the names of profiles that exist elsewhere, as x2gobroker's, and that the inventory can't answer
+    for: nobody is to take another profile for them.
+    """
 
     servers: Mapping[str, PublishedServer]
     targets: Mapping[str, PublishedTarget]
     profiles: Mapping[str, tuple[str, ...]]
     version: str = field(default="")
+    left_out: frozenset[str] = frozenset()
 
     def to_json(self) -> str:
         """Return the document that is stored in Redis; ``version`` is stored beside it."""
@@ -69,6 +74,8 @@ class PublishedFleet:
                     for target in self.targets.values()
                 },
                 "profiles": {name: list(targets) for name, targets in self.profiles.items()},
+                # Only where there are some: the same inventory has the same document in earlier versions.
+                **({"left_out": sorted(self.left_out)} if self.left_out else {}),
             },
             sort_keys=True,
         )
@@ -99,8 +106,9 @@ class PublishedFleet:
                 for name, item in raw["targets"].items()
             }
             profiles = {name: tuple(items) for name, items in raw["profiles"].items()}
+            left_out = frozenset(str(name) for name in raw.get("left_out", ()))
             _ = [servers[target.server] for target in targets.values()]
             _ = [targets[name] for names in profiles.values() for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise SnapshotCorrupt(f"the published inventory can't be read: {type(exc).__name__}: {exc}") from exc
-        return cls(servers, targets, profiles, version)
+        return cls(servers, targets, profiles, version, left_out)

@@ -3,7 +3,7 @@
 set -eu
 
 packages="x2goserver openssh-server openssh-client python3-x2go python3-x2gobroker x2gobroker-common x2gobroker
-x2gobroker-daemon x2gobroker-loadchecker x2gobroker-agent python3-nose sqlite3
+x2gobroker-daemon x2gobroker-loadchecker x2gobroker-agent python3-nose python3-pyside2.qtcore sqlite3
 postgresql pgbouncer libdbd-pg-perl pwgen
 x11-utils x11-xserver-utils xauth xvfb
 sudo util-linux iproute2 perl strace zsh ksh fish csh tcsh faketime redis-server prometheus"

@@ -208,7 +208,7 @@ def test_the_programs_run_as_debians_units_run_them(site: Site) -> None:
         ({"X2GOFLEET_REDIS_URL": "http://127.0.0.1"}, "is not a valid Redis URL: its scheme is none of"),
         ({"X2GOFLEET_BROKER_LIVE_SECONDS": "soon"}, "X2GOFLEET_BROKER_LIVE_SECONDS: expected seconds"),
         ({"X2GOFLEET_BROKER_FALBACK": "none"}, "X2GOFLEET_BROKER_FALBACK: there is no such setting"),
-        ({"X2GOFLEET_BROKER_CONFIG": "/nowhere"}, "/nowhere: can't be read"),
+        ({"X2GOFLEET_BROKER_CONFIG": "/nowhere"}, "/nowhere: there is no such file"),
     ],
 )
 def test_a_wrong_setting_ends_the_program_with_what_is_wrong(site: Site, settings: dict[str, str], text: str) -> None:

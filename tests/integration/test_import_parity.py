@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from x2gofleet_workers.importing import READERS, ImportedProfile
+from x2gofleet_workers.importing import READERS, ImportedProfile, LeftOut
 
+from tests.support.import_cases import described, faults, good
 from tests.system_python import SYSTEM_PYTHON, require
 from x2gofleet.errors import InventoryError
 
@@ -72,6 +73,10 @@ SIDES = {
 def theirs(source: str, paths: list[Path], home: Path) -> list[dict[str, Any]]:
     package, debian, side = SIDES[source]
     require(package, debian)
+    return answers_of(side, paths, home)
+
+
+def answers_of(side: str, paths: list[Path], home: Path) -> list[dict[str, Any]]:
     done = subprocess.run(
         [SYSTEM_PYTHON, "-W", "ignore", "-c", side + ANSWER],
         input=json.dumps([str(path) for path in paths]),
@@ -89,19 +94,15 @@ def theirs(source: str, paths: list[Path], home: Path) -> list[dict[str, Any]]:
 
 def ours(source: str, path: Path) -> tuple[ImportedProfile, ...] | None:
     try:
-        return READERS[source](str(path))
+        return READERS[source](str(path), None)
     except InventoryError:
         return None
-
-
-def described(profiles: tuple[ImportedProfile, ...]) -> dict[str, Any]:
-    return {profile.name: {host.name: [host.address, host.port] for host in profile.hosts} for profile in profiles}
 
 
 def written(directory: Path, texts: list[str]) -> list[Path]:
     paths = [directory / f"file-{number}" for number in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text.encode())
     return paths
 
 
@@ -264,3 +265,96 @@ def test_the_program_in_a_file_is_run_by_the_original_alone(tmp_path: Path) -> N
     assert not mark.exists()
     theirs("x2gobroker", [path], tmp_path)
     assert mark.exists()
+
+
+@pytest.mark.parametrize("source", SIDES)
+def test_what_the_tables_accept_means_the_same(source: str, tmp_path: Path) -> None:
+    texts = [case.text for case in good() if case.source == source and case.original]
+    texts += [fault.fixed for fault in faults() if fault.source == source and fault.fixed]
+    # With QSettings' own quotes and escapes python-x2go reads other names.
+    texts = [text for text in texts if source == "x2gobroker" or not set('"\\') & set(text)]
+    paths = written(tmp_path, texts)
+    for path, answer in zip(paths, theirs(source, paths, tmp_path), strict=True):
+        profiles = ours(source, path)
+        assert profiles is not None, path.read_text()
+        assert answer == {"value": described(profiles)}, path.read_text()
+    assert len(paths) > 5
+
+
+# Reads paths from stdin; prints name, user, key, host and port of each section as X2Go Client's QSettings has them.
+QSETTINGS_SIDE = """
+import json, sys
+from PySide2.QtCore import QSettings
+
+def read(path):
+    settings = QSettings(path, QSettings.IniFormat)
+    found = {}
+    for group in settings.childGroups():
+        values = [settings.value(group + "/" + key) for key in ("name", "user", "key", "host", "sshport")]
+        if values[0] is not None and values[3] is not None:
+            found[values[0]] = values
+    return found
+"""
+GENERATED_NAMES = 300
+
+
+def qsettings(paths: list[Path], home: Path, side: str = QSETTINGS_SIDE) -> list[dict[str, Any]]:
+    require("PySide2.QtCore", "python3-pyside2.qtcore")
+    return answers_of(side, paths, home)
+
+
+def as_qsettings(profiles: tuple[ImportedProfile, ...]) -> dict[str, list[str]]:
+    return {
+        profile.name: [profile.user or "", profile.key or "", profile.hosts[0].address, str(profile.hosts[0].port)]
+        for profile in profiles
+    }
+
+
+def test_qsettings_reads_what_the_tables_say(tmp_path: Path) -> None:
+    cases = [case for case in good() if case.source == "x2goclient" and case.settings]
+    texts = [case.text for case in cases]
+    texts += [fault.fixed for fault in faults() if fault.source == "x2goclient" and fault.fixed]
+    # QSettings takes hosts that are split by commas for a list.
+    texts = [text for text in texts if "," not in text.partition("host=")[2].partition("\n")[0]]
+    paths = written(tmp_path, texts)
+    for path, answer in zip(paths, qsettings(paths, tmp_path), strict=True):
+        profiles = ours("x2goclient", path)
+        assert profiles is not None, path.read_text()
+        read = {name: [each or "" for each in values[1:4]] for name, values in answer["value"].items()}
+        assert read == {name: values[:3] for name, values in as_qsettings(profiles).items()}, path.read_text()
+    assert len(paths) > 10
+
+
+# Writes sessions files as X2Go Client does, with names and users of all sorts.
+QSETTINGS_WRITER = """
+import json, random, sys
+from PySide2.QtCore import QSettings
+
+def read(path):
+    chance = random.Random(path)
+    settings = QSettings(path, QSettings.IniFormat)
+    pieces = ["a", "B", "0", "f", " ", chr(92), '"', ";", ",", "=", "@", "(", ")", "ü", "ß", "東", "😀", "x", "#", "'"]
+    names = {}
+    for number in range(10):
+        name = "".join(chance.choice(pieces) for _ in range(chance.randrange(1, 9))).strip()
+        if name and name not in names.values():
+            names[str(number)] = name
+            settings.setValue(str(number) + "/name", name)
+            settings.setValue(str(number) + "/host", "ts%d.example.org" % number)
+            settings.setValue(str(number) + "/user", "CORP" + chr(92) + "user%d" % number)
+    settings.sync()
+    return names
+"""
+
+
+def test_what_qsettings_writes_is_read(tmp_path: Path) -> None:
+    paths = [tmp_path / f"sessions-{number}" for number in range(GENERATED_NAMES // 10)]
+    read = 0
+    for path, answer in zip(paths, qsettings(paths, tmp_path, QSETTINGS_WRITER), strict=True):
+        left_out: list[LeftOut] = []
+        profiles = READERS["x2goclient"](str(path), left_out)
+        names = set(answer["value"].values())
+        assert {profile.name for profile in profiles} | {each.name for each in left_out} == names, path.read_text()
+        assert {profile.user[:5] for profile in profiles} <= {"CORP\\"}
+        read += len(profiles)
+    assert read > GENERATED_NAMES // 2

@@ -152,3 +152,37 @@ def test_check_shows_imported_targets(fleet: ImportingFleet) -> None:
     done = subprocess.run(check, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert f"{fleet.profiles}:2: [pool] host: 'ts01(127.0.0.1)'" in done.stderr
+
+
+def test_one_odd_profile_is_left_out_and_all_others_are_served(fleet: ImportingFleet) -> None:
+    worker = fleet.live.start("w1", fleet.inventory)
+    wait_until(lambda: fleet.listed() == dict.fromkeys(THREE, True), "the imported servers are polled")
+    cache = fleet.live.cache
+    good = fleet.profiles.read_text()
+    odd = "[behind a gate]\nhost=ts01.example.org (10.0.0.1)\nusesshproxy=true\n[empty]\nhost=\n"
+    fleet.profiles.with_suffix(".new").write_text(good + odd)
+    fleet.profiles.with_suffix(".new").replace(fleet.profiles)
+    line = good.count("\n") + 3
+    told = f"{fleet.profiles}:{line}: [behind a gate] usesshproxy: the host is meant as seen from the SSH proxy"
+    wait_until(lambda: told in worker.said, "the log says which, and why")
+    assert "The profile 'behind a gate' is left out" in worker.said
+    key = fleet.live.keys.fleet()
+    wait_until(lambda: b"left_out" in fleet.live.valkey.client.hget(key, "document"), "readers are told")
+    assert cache.profiles() == ("pool",)
+    wait_until(lambda: cache.is_cached(profile_name="pool"), "the others are served")
+    for name in ("behind a gate", "empty"):
+        assert not cache.is_cached(profile_name=name)
+        assert cache.list_sessions(profile_name=name, username="alice") is None
+    check = [sys.executable, "-m", "x2gofleet_workers", "check", "--inventory", str(fleet.inventory)]
+    done = subprocess.run(check, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("warning  ") == 2
+    assert f"warning  {told}" in done.stdout
+    strict = fleet.inventory.with_name("strict.toml")
+    strict.write_text(fleet.inventory.read_text().replace("[import]\n", "[import]\nstrict = true\n"))
+    done = subprocess.run([*check[:-1], str(strict)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    fleet.write(THREE)
+    wait_until(lambda: b"left_out" not in fleet.live.valkey.client.hget(key, "document"), "the remedy was applied")
+    fleet.live.check_workers()

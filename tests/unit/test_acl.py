@@ -95,7 +95,7 @@ def test_passwords_are_all_that_follows_the_first_equals_sign(tmp_path: Path) ->
         (b"reader=hush\nreader=b\n", "line 2: reader has a password already"),
         (b"reader=\n", "line 1: the password of reader is empty"),
         (b"reader=\xff\n", "it is no UTF-8 text"),
-        (None, "No such file"),
+        (None, "there is no such file"),
     ],
 )
 def test_a_passwords_file_that_is_wrong(

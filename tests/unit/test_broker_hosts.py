@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from x2gofleet.adapters.broker_hosts import BrokerHost, BrokerProfile, Mapped, Unmapped, map_profile
@@ -43,6 +45,16 @@ def test_a_selected_server_is_found_by_address_and_port() -> None:
     assert docker.host_at("docker", "22001") == docker.hosts[0]
     assert docker.host_at("ts03", 22) == docker.hosts[2]
     assert docker.host_at("no-X2Go-Server-available", 22) is None
+
+
+def test_another_profile_never_answers_for_one_that_is_left_out() -> None:
+    # A name is that of a server of the fleet, the address that of another: "a" of profile q is not the one of p.
+    known = fleet({"p": ["a"]})
+    asked = profile("q", ("a", "10.0.0.2", 22))
+    assert map_profile(asked, known) == Mapped("p", {"a": "a"})
+    found = map_profile(asked, replace(known, left_out=frozenset({"q"})))
+    assert isinstance(found, Unmapped)
+    assert "x2gofleet-worker check" in found.reason
 
 
 @pytest.mark.parametrize(

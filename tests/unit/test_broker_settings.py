@@ -59,5 +59,5 @@ def test_an_unknown_variable_is_no_setting() -> None:
         SettingsError, match=r"X2GOFLEET_BROKER_FALBACK: there is no such setting; there are X2GOFLEET_"
     ):
         BrokerSettings.read(environ={"X2GOFLEET_BROKER_FALBACK": "none"})
-    with pytest.raises(SettingsError, match="/nowhere/x: can't be read: No such file"):
+    with pytest.raises(SettingsError, match="/nowhere/x: there is no such file"):
         BrokerSettings.read("/nowhere/x", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def fleets(draw: st.DrawFn) -> PublishedFleet:
             targets[made.id] = made
     ids = st.lists(st.sampled_from(sorted(targets)), unique=True).map(tuple) if targets else st.just(())
     profiles = draw(st.dictionaries(TEXT, ids, max_size=4))
-    return PublishedFleet(servers, targets, profiles, draw(TEXT))
+    return PublishedFleet(servers, targets, profiles, draw(TEXT), draw(st.frozensets(TEXT, max_size=3)))
 
 
 @given(fleets())
@@ -56,10 +57,13 @@ def test_the_digest_is_of_the_content_alone(fleet: PublishedFleet) -> None:
         dict(reversed(fleet.targets.items())),
         dict(reversed(fleet.profiles.items())),
         "another version",
+        fleet.left_out,
     )
     assert other.digest() == fleet.digest()
     more = PublishedFleet(fleet.servers, fleet.targets, {**fleet.profiles, "one more profile than there can be": ()})
     assert more.digest() != fleet.digest()
+    left_out = replace(fleet, left_out=fleet.left_out | {"one more profile than there can be"})
+    assert left_out.digest() != fleet.digest()
 
 
 EXAMPLE: dict[str, Any] = {

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from x2gofleet_workers.importing import READERS, ImportedProfile
 from x2gofleet_workers.inventory import Fleet, parse_inventory
 
+from tests.support.import_cases import Fault, Good, described, faults, good
 from x2gofleet.errors import InventoryError
 
 DEFAULTS = """\
@@ -199,133 +200,147 @@ def test_what_is_read_is_part_of_the_version(files: Files) -> None:
 
 # What is wrong
 
-# name: (text, line, key, words of the reason, words of the mend)
-WRONG_BROKER: dict[str, tuple[str | bytes, int | None, str, str, str]] = {
-    "no section": ("host=a\n", 1, "", "no [section] before it", "[id]"),
-    "no ini": ("[p]\nhost=a\nwhat is this\n", 3, "", "neither [section] nor key=value", "comment"),
-    "a section twice": ("[p]\nhost=a\n[p]\nhost=b\n", 3, "[p]", "twice", "one"),
-    "a key twice": ("[p]\nhost=a\nhost=b\n", 3, "[p] host", "twice", "take one out"),
-    "a byte order mark": (b"\xef\xbb\xbf[p]\nhost=a\n", 1, "", "byte order mark", "without one"),
-    "no utf-8": (b"[p]\nhost=a\nname=B\xfcro\n", 3, "", "no UTF-8", "UTF-8"),
-    "[default]": ("[default]\nsshport=2222\n[p]\nhost=a\n", 1, "[default]", "as a profile", "[DEFAULT]"),
-    "[DEFAULTS]": ("[DEFAULTS]\nsshport=2222\n[p]\nhost=a\n", 1, "[DEFAULTS]", "as a profile", "[DEFAULT]"),
-    "a section called host": ("[p]\nhost=a\n[host]\nhost=b\n", 3, "[host]", "ignores the key", "another id"),
-    "a section with spaces": ("[ p ]\nhost=a\n", 1, "[ p ]", "no name for a section", "without spaces"),
-    "Host": ("[p]\nname=x\nHost=a\n", 3, "[p] Host", "nobody reads", "'host'"),
-    "SSHPort": ("[p]\nhost=a\nSSHPort=2222\n", 3, "[p] SSHPort", "nobody reads", "'sshport'"),
-    "sshPort of all": ("[DEFAULT]\nsshPort=2222\n[p]\nhost=a\n", 2, "[p] sshPort", "nobody reads", "'sshport'"),
-    "hosts": ("[p]\nhosts=a\n", 2, "[p] hosts", "nobody reads", "'host'"),
-    "port": ("[p]\nhost=a\nport=2222\n", 3, "[p] port", "nobody reads", "'sshport'"),
-    "host missing": ("[p]\nname=x\n", 1, "[p] host", "takes localhost", "host="),
-    "host empty": ("[p]\nname=x\nhost=\n", 3, "[p] host", "is empty", "host="),
-    "host of commas": ("[p]\nhost=,\n", 2, "[p] host", "is empty", "host="),
-    "a comma too many": ("[p]\nhost=a,,b\n", 2, "[p] host", "an empty host", "comma"),
-    "a comma at the end": ("[p]\nhost=a,b,\n", 2, "[p] host", "an empty host", "comma"),
-    "host twice": ("[p]\nhost=a, b, A\n", 2, "[p] host", "named twice", "once"),
-    "one host, two ports": ("[p]\nhost=a (10.0.0.1:22), a (10.0.0.1:23)\n", 2, "[p] host", "named twice", "once"),
-    "one address, two names": ("[p]\nhost=a (10.0.0.1), b (10.0.0.1)\n", 2, "[p] host", "named twice", "once"),
-    "a comment behind": ("[p]\nhost=a # the first\n", 2, "[p] host", "neither a host name", "line of its own"),
-    "no blank": ("[p]\nhost=a(10.0.0.1)\n", 2, "[p] host", "reads no address", "one space"),
-    "two blanks": ("[p]\nhost=a  (10.0.0.1)\n", 2, "[p] host", "reads no address", "one space"),
-    "blanks inside": ("[p]\nhost=a ( 10.0.0.1 )\n", 2, "[p] host", "reads no address", "one space"),
-    "an open parenthesis": ("[p]\nhost=a (10.0.0.1\n", 2, "[p] host", "don't match", "name (address:port)"),
-    "a closed parenthesis": ("[p]\nhost=a 10.0.0.1)\n", 2, "[p] host", "don't match", "name (address:port)"),
-    "empty parentheses": ("[p]\nhost=a ()\n", 2, "[p] host", "reads no address", "one space"),
-    "an address alone": ("[p]\nhost=(10.0.0.1)\n", 2, "[p] host", "reads no address", "one space"),
-    "port 0": ("[p]\nhost=a (10.0.0.1:0)\n", 2, "[p] host", "0 is no port", "65535"),
-    "port too high": ("[p]\nhost=a (10.0.0.1:99999)\n", 2, "[p] host", "99999 is no port", "65535"),
-    "port negative": ("[p]\nhost=a (10.0.0.1:-1)\n", 2, "[p] host", "'-1' is no port", "65535"),
-    "port a word": ("[p]\nhost=a (10.0.0.1:ssh)\n", 2, "[p] host", "'ssh' is no port", "65535"),
-    "port empty": ("[p]\nhost=a (10.0.0.1:)\n", 2, "[p] host", "'' is no port", "65535"),
-    "port of other digits": ("[p]\nhost=a (10.0.0.1:٣)\n", 2, "[p] host", "is no port", "65535"),
-    "a port alone": ("[p]\nhost=a (:2222)\n", 2, "[p] host", "is no address", "IP address"),
-    "any address": ("[p]\nhost=a (*:2222)\n", 2, "[p] host", "is no address", "IP address"),
-    "a short address": ("[p]\nhost=a (10.0.1)\n", 2, "[p] host", "is no address", "IP address"),
-    "an address with a digit": ("[p]\nhost=a (ts01)\n", 2, "[p] host", "is no address", "IP address"),
-    "a name with _": ("[p]\nhost=a_b (10.0.0.1)\n", 2, "[p] host", "no name with which", "letters"),
-    "ipv6 in brackets": ("[p]\nhost=a ([2001:db8::1]:22)\n", 2, "[p] host", "brackets", "2001:db8::1:22"),
-    "ipv6 without a port": ("[p]\nhost=a (2001:db8::1)\n", 2, "[p] host", "for a port", "2001:db8::1:22"),
-    "ipv6 from ::": ("[p]\nhost=a (::ffff:10.0.0.9:22)\n", 2, "[p] host", "at its beginning", "write the address"),
-    "port behind a name": ("[p]\nhost=a:2222\n", 2, "[p] host", "neither a host name", "name (address:port)"),
-    "a user before a name": ("[p]\nhost=root@a\n", 2, "[p] host", "neither a host name", "user="),
-    "a range": ("[p]\nhost=ts[01-20]\n", 2, "[p] host", "neither a host name", "each server"),
-    "any host": ("[p]\nhost=*\n", 2, "[p] host", "neither a host name", "each server"),
-    "a list that is none": ("[p]\nhost=[a, b]\n", 2, "[p] host", "as Python", "without brackets"),
-    "a program": ("[p]\nhost=[__import__('os').getpid()]\n", 2, "[p] host", "as Python", "without brackets"),
-    "a list with spaces": ("[p]\nhost=['a ']\n", 2, "[p] host", "spaces around", "take them out"),
-    "sshport a word": ("[p]\nhost=a\nsshport=ssh\n", 3, "[p] sshport", "'ssh' is no port", "65535"),
-    "sshport empty": ("[p]\nhost=a\nsshport=\n", 3, "[p] sshport", "'' is no port", "65535"),
-    "sshport 0": ("[p]\nhost=a\nsshport=0\n", 3, "[p] sshport", "'0' is no port", "65535"),
-    "sshport of all": ("[DEFAULT]\nsshport=70000\n[p]\nhost=a\n", 2, "[p] sshport", "is no port", "65535"),
-    "sshport indented": ("[p]\nhost=a\n  sshport=2222\n", 3, "[p] host", "is indented", "without a space"),
-    "host indented": ("[p]\nacl-users-allow=a\n  host=b\nhost=c\n", 3, "[p] acl-users-allow", "indented", "space"),
-    "a section indented": ("[p]\nhost=a\ncommand=X\n  [q]\n", 4, "[p] command", "indented", "without a space"),
-    "directrdp a word": ("[p]\nhost=a\ndirectrdp=perhaps\n", 3, "[p] directrdp", "neither true nor", "true or false"),
-    "an address changed": (
-        *("[p]\nhost=a (10.0.0.1)\n[q]\nhost=a (10.0.0.2)\n", 4, "[q] host"),
-        *("the id a, which a (10.0.0.1 port 22) has", "[servers.ID]"),
-    ),
+FAULTS, GOOD = faults(), good()
+BESIDE = {
+    "x2gobroker": "\n[beside]\nhost=beside.example.org\nsshport=22\nusesshproxy=false\ndirectrdp=false\n",
+    "x2goclient": "\n[99]\nname=beside\nhost=beside.example.org\nsshport=22\n",
 }
-
-WRONG_CLIENT: dict[str, tuple[str | bytes, int | None, str, str, str]] = {
-    "no name": ("[1]\nhost=a\n", 1, "[1] name", "name is missing", "name="),
-    "a name twice": ("[1]\nname=x\nhost=a\n[2]\nname=x\nhost=b\n", 5, "[2] name", "renames both", "its own name"),
-    "host missing": ("[1]\nname=x\n", 1, "[1] host", "server.mydomain", "host="),
-    "host empty": ("[1]\nname=x\nhost=\n", 3, "[1] host", "is empty", "host="),
-    "a python list": ("[1]\nname=x\nhost=['a']\n", 3, "[1] host", "python-x2go alone", "without brackets"),
-    "ipv6 in brackets": ("[1]\nname=x\nhost=[::1]\n", 3, "[1] host", "as Python", "without brackets"),
-    "a port": ("[1]\nname=x\nhost=a:22\n", 3, "[1] host", "neither a host name", "sshport"),
-    "an address behind": ("[1]\nname=x\nhost=a (10.0.0.1)\n", 3, "[1] host", "neither a host name", "by itself"),
-    "interpolation": ("[1]\nname=100% x\nhost=a\n", 2, "[1] name", "python-x2go replaces", "without"),
-    "a reference": ("[1]\nname=x\nhost=%(name)s\n", 3, "[1] host", "python-x2go replaces", "without"),
-    "quotes": ('[1]\nname="x, y"\nhost=a\n', 2, "[1] name", "only X2Go Client takes it away", "without"),
-    "an escape": ("[1]\nname=B\\xfcro\nhost=a\n", 2, "[1] name", "for an escape", "without"),
-    "defaults": ("[DEFAULT]\nsshport=22\n[1]\nname=x\nhost=a\n", 1, "[DEFAULT]", "as a session", "write its keys"),
-    "a part of a word": ("[bed]\nname=x\nhost=a\n", 1, "[bed]", "for a profile", "rename"),
-    "none": ("[none]\nname=x\nhost=a\n", 1, "[none]", "for a profile", "rename"),
-    "sshport": ("[1]\nname=x\nhost=a\nsshport=x\n", 4, "[1] sshport", "is no port", "65535"),
-    "Name": ("[1]\nName=x\nname=y\nhost=a\n", 2, "[1] Name", "nobody reads", "'name'"),
-    "a user": ("[1]\nname=x\nhost=a\nuser=a b\nkey=/k\n", 4, "[1] user", "is no user name", "letters"),
-    "a relative key": ("[1]\nname=x\nhost=a\nuser=u\nkey=id\n", 5, "[1] key", "no full path", "from /"),
-}
+OTHER_SERVER = '[servers.own]\nhost = "own.example.org"\n'
 
 
-@pytest.mark.parametrize("name", WRONG_BROKER)
-def test_what_x2gobroker_reads_wrong_is_said(files: Files, name: str) -> None:
-    text, line, key, reason, mend = WRONG_BROKER[name]
-    error = files.fails(broker=text)
-    assert (error.path, error.line, error.key) == (str(files.directory / "x2gobroker"), line, key)
-    assert reason in error.reason
-    assert mend in error.mend
+def imports(files: Files, source: str, raw: bytes, toml: str = "") -> Fleet:
+    return files.fleet(**{"broker" if source == "x2gobroker" else "client": raw}, toml=toml)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", WRONG_CLIENT)
-def test_what_x2goclient_or_python_x2go_read_wrong_is_said(files: Files, name: str) -> None:
-    text, line, key, reason, mend = WRONG_CLIENT[name]
-    error = files.fails(client=text)
-    assert (error.path, error.line, error.key) == (str(files.directory / "x2goclient"), line, key)
-    assert reason in error.reason
-    assert mend in error.mend
+def is_said(files: Files, fault: Fault, error: InventoryError) -> None:
+    assert (error.path, error.line, error.key) == (str(files.directory / fault.source), fault.line, fault.key)
+    assert fault.reason in error.reason
+    assert fault.remedy in error.mend
 
 
-def test_collisions_of_names(files: Files) -> None:
-    broker, client = "[pool]\nhost=a\n", "[1]\nname=pool\nhost=a\n"
-    error = files.fails(broker=broker, client=client)
-    assert (error.path, error.line) == (str(files.directory / "x2goclient"), 1)
-    assert f"is a profile in {files.directory / 'x2gobroker'}:1 too" in error.reason
-    error = files.fails(broker=broker, toml='[servers.b]\nhost = "b"\n[profiles.pool]\nservers = ["b"]\n')
-    assert (error.path, error.line) == (str(files.directory / "x2gobroker"), 1)
-    assert "[profiles] of the inventory" in error.reason
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.source}: {fault.name}")
+def test_a_profile_at_fault_is_left_out_until_it_is_fixed(files: Files, fault: Fault) -> None:
+    if fault.name == "no section":
+        with pytest.raises(InventoryError) as caught:
+            imports(files, fault.source, fault.raw, OTHER_SERVER)
+        is_said(files, fault, caught.value)
+    else:
+        fleet = imports(files, fault.source, fault.raw, OTHER_SERVER)
+        assert len(fleet.left_out) >= len(fleet.warnings) > 0
+        assert f"{files.directory / fault.source}:{fault.line}: {fault.key}" in fleet.warnings[0]
+        assert fault.reason in fleet.warnings[0]
+        assert fault.remedy in fleet.warnings[0]
+        assert fleet.warnings[0].endswith(" is left out")
+        assert not fleet.left_out & set(fleet.profiles)
+        assert fleet.published().left_out == fleet.left_out
+        strictly = f'[import]\nstrict = true\n{fault.source} = "{fault.source}"\n{DEFAULTS}{OTHER_SERVER}'
+        with pytest.raises(InventoryError) as caught:
+            parse_inventory(strictly, str(files.directory / "fleet.toml"))
+        is_said(files, fault, caught.value)
+    # The remedy, applied.
+    fixed = imports(files, fault.source, (fault.fixed or fault.text).encode(), OTHER_SERVER + fault.toml)
+    assert (fixed.warnings, fixed.left_out) == ((), frozenset())
+    assert fixed.profiles
+    assert imports(files, fault.source, (fault.fixed or fault.text).encode(), OTHER_SERVER + fault.toml) == fixed
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.source}: {fault.name}")
+def test_where_no_server_is_left_the_fault_is_the_error(files: Files, fault: Fault) -> None:
+    if fault.name in KEEPS_OTHERS:
+        return
+    with pytest.raises(InventoryError) as caught:
+        imports(files, fault.source, fault.raw)
+    is_said(files, fault, caught.value)
+
+
+# The file has another profile that is used.
+KEEPS_OTHERS = (
+    *("[default]", "[DEFAULTS]", "an address changed", "an address changed, and both are meant"),
+    *("one user with two keys",),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.source}: {fault.name}")
+def test_one_odd_profile_costs_no_other(files: Files, fault: Fault) -> None:
+    concerns_all = fault.name in ("no section", "defaults", "a section called host", "a section indented")
+    if concerns_all or "[DEFAULT]" in fault.text:
+        return
+    fleet = imports(files, fault.source, fault.raw + BESIDE[fault.source].encode())
+    assert fleet.profiles["beside"] == ("beside",)
+    assert addresses(fleet)["beside"] == ("beside.example.org", 22)
+    assert fleet.targets["beside"].endpoint.host == "beside.example.org"
+    assert "beside" not in fleet.left_out
+    assert len(fleet.warnings) >= 1
+
+
+@pytest.mark.parametrize("case", GOOD, ids=lambda case: f"{case.source}: {case.name}")
+def test_what_reads_as_it_looks_is_read(files: Files, case: Good) -> None:
+    fleet = imports(files, case.source, case.text.encode())
+    assert fleet.warnings == ()
+    assert addresses(fleet) == case.servers
+    assert set(fleet.profiles) == set(case.profiles)
+    found = READERS[case.source](str(files.directory / case.source), None)
+    assert described(found) == case.profiles
+    assert {profile.name: (profile.user, profile.key) for profile in found if profile.name in case.users} == case.users
+
+
+def test_a_profile_of_fleet_toml_is_taken_from_there(files: Files) -> None:
+    toml = '[servers.b]\nhost = "b"\n[profiles.pool]\nservers = ["b"]\n'
+    fleet = files.fleet(broker="[pool]\nhost=a\n[other]\nhost=c\n", toml=toml)
+    assert (fleet.profiles, fleet.warnings) == ({"pool": ("b",), "other": ("c",)}, ())
+    assert "a" not in fleet.servers
+
+
+def test_a_server_whose_address_a_profile_that_is_left_out_says(files: Files) -> None:
+    broker = "[p]\nhost=ts01\nusesshproxy=true\n[q]\nhost=ts02\n"
+    fleet = files.fleet(broker=broker, toml="[servers.ts01]\nweight = 2.0\n")
+    assert (set(fleet.servers), set(fleet.profiles)) == ({"ts02"}, {"q"})
+    assert len(fleet.warnings) == 2
+    assert "servers.ts01: host is missing" in fleet.warnings[1]
+    assert "'ts01' is left out" in fleet.warnings[1]
+
+
+def test_strict_is_a_boolean(files: Files) -> None:
+    with pytest.raises(InventoryError) as caught:
+        parse_inventory(f'[import]\nstrict = "yes"\n{DEFAULTS}', str(files.directory / "fleet.toml"))
+    assert (caught.value.key, caught.value.line) == ("import.strict", 2)
+    assert "true or false" in caught.value.mend
+
+
+def test_one_name_of_two_profiles_is_neither(files: Files) -> None:
+    broker, client = "[pool]\nhost=a\n[rest]\nhost=c\n", "[1]\nname=pool\nhost=b\n"
+    fleet = files.fleet(broker=broker, client=client)
+    assert (set(fleet.profiles), fleet.left_out, set(fleet.servers)) == ({"rest"}, {"pool"}, {"c"})
+    (warning,) = fleet.warnings
+    assert f"{files.directory / 'x2goclient'}:1: [pool] name: 'pool' is a profile in" in warning
+    assert f"{files.directory / 'x2gobroker'}:1 too. rename one of them" in warning
+    fleet = files.fleet(broker="[pool]\nhost=a\nusesshproxy=true\n[rest]\nhost=c\n", client=client)
+    assert (set(fleet.profiles), fleet.left_out) == ({"rest"}, {"pool"})
+
+
+def test_collisions_of_servers(files: Files) -> None:
     two = '[servers.x]\nhost = "192.0.2.1"\nhostname = "a"\n[servers.y]\nhost = "192.0.2.2"\nhostname = "a"\n'
-    error = files.fails(broker=broker, toml=two)
-    assert "may be each of the servers x, y" in error.reason
-    error = files.fails(broker="[p]\nhost=a (10.0.0.1)\n[q]\nhost=a (10.0.0.2)\n", toml="[servers.a]\nweight = 2.0\n")
-    assert (error.line, error.reason) == (4, "a has the address 10.0.0.1 port 22 in another profile")
+    fleet = files.fleet(broker="[pool]\nhost=a\n", toml=two)
+    assert "may be each of the servers x, y" in fleet.warnings[0]
+    assert (
+        files.fleet(broker="[pool]\nhost=a\n", toml=two.replace('2"\nhostname = "a"', '2"\nhostname = "b"')).warnings
+        == ()
+    )
+    broker = "[p]\nhost=a (10.0.0.1)\n[q]\nhost=a (10.0.0.2)\n"
+    fleet = files.fleet(broker=broker, toml="[servers.a]\nweight = 2.0\n")
+    assert ":4: [q] host: a has the address 10.0.0.1 port 22 in another profile" in fleet.warnings[0]
+    assert addresses(fleet) == {"a": ("10.0.0.1", 22)}
+    fleet = files.fleet(broker=broker, toml='[servers.a]\nhost = "10.0.0.2"\nweight = 2.0\n')
+    assert (addresses(fleet), set(fleet.profiles), fleet.warnings) == ({"a": ("10.0.0.2", 22)}, {"p", "q"}, ())
+    toml = '[servers.a]\nweight = 2.0\n[servers.b]\nhost = "10.0.0.1"\n'
+    fleet = files.fleet(broker="[p]\nhost=a (10.0.0.1)\n[q]\nhost=b\n", toml=toml)
+    assert "a would have the address 10.0.0.1 port 22, which b has" in fleet.warnings[0]
+    assert set(fleet.servers) == {"b"}
 
 
 def test_a_mistake_in_fleet_toml_is_not_hidden_by_an_import(files: Files) -> None:
     error = files.fails(broker="[p]\nhost=ts01\n", toml='[servers]\nts01 = "x"\n')
-    assert "would get the id ts01, which another server has" in error.reason
+    assert (error.key, error.reason) == ("servers.ts01", "ts01 is no table")
     error = files.fails(broker="[p]\nhost=ts01\n", toml="[servers.ts01]\nwheight = 2.0\n")
     assert (error.path, error.key) == (str(files.directory / "fleet.toml"), "servers.ts01.wheight")
     error = files.fails(broker="[p]\nhost=ts01\n", toml="[servers.ts02]\nweight = 2.0\n")
@@ -337,10 +352,6 @@ def test_a_login_that_is_missing_is_said_of_the_imported_file(files: Files) -> N
     assert (error.path, error.line, error.key) == (str(files.directory / "x2gobroker"), 3, "p.host")
     assert error.reason == "as servers.a: key_file is missing"
     assert "[defaults]" in error.mend
-    keys = "[%d]\nname=%s\nhost=a\nuser=alice\nkey=/keys/%s\n"
-    error = files.fails(client=keys % (1, "x", "one") + keys % (2, "y", "two"))
-    assert (error.path, error.line) == (str(files.directory / "x2goclient"), 6)
-    assert "another key_file already (/keys/one)" in error.reason
 
 
 def test_files_that_can_not_be_read(files: Files) -> None:
@@ -349,7 +360,7 @@ def test_files_that_can_not_be_read(files: Files) -> None:
         parse_inventory(text, str(files.directory / "fleet.toml"))
     assert caught.value.path == str(files.directory / "nowhere" / "x")
     assert "[import]" in caught.value.mend
-    with pytest.raises(InventoryError, match="it can't be read"):
+    with pytest.raises(InventoryError, match="it is a directory, not a regular file"):
         parse_inventory('[import]\nx2gobroker = "."\n' + DEFAULTS, str(files.directory / "fleet.toml"))
 
 
@@ -379,7 +390,7 @@ PIECES = st.sampled_from(
 
 def judged(reader: str, path: Path) -> tuple[ImportedProfile, ...] | InventoryError:
     try:
-        return READERS[reader](str(path))
+        return READERS[reader](str(path), None)
     except InventoryError as exc:
         return exc
 

@@ -425,7 +425,7 @@ def test_an_absent_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
-    with pytest.raises(InventoryError, match=r"it can't be read: Is a directory\. see that it is a file"):
+    with pytest.raises(InventoryError, match=r"it is a directory, not a regular file\. name a regular file"):
         load_inventory(tmp_path)
 
 
@@ -433,7 +433,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: Any, **__: Any) -> str:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr("x2gofleet.files.os.open", refuse)
     with pytest.raises(InventoryError, match=r"can't be read: Permission denied\. see that it is a file that uid \d+"):
         load_inventory(tmp_path / "fleet.toml")
 

@@ -41,7 +41,7 @@ def test_every_setting_is_in_its_table() -> None:
     assert documented("[defaults]") == login
     assert documented("[servers.ID]") == set(inventory._SERVER_KEYS) - login
     assert documented("[profiles.NAME]") == set(inventory._PROFILE_KEYS)
-    assert documented("[import]") == set(READERS)
+    assert documented("[import]") == {*READERS, "strict"}
     assert documented("[intervals]") == {kind.value for kind in Kind}
 
 

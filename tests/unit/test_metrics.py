@@ -67,6 +67,7 @@ STANDING = Standing(
     inventory_outdated=False,
     redis_up=True,
     checks={"live": True, "ready": False},
+    inventory_left_out=6,
 )
 Series = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -226,6 +227,7 @@ def test_what_is_looked_up_at_each_scrape(metrics: PrometheusMetrics) -> None:
     assert found["x2gofleet_inventory_info", (("digest", "abc123"),)] == 1
     assert found["x2gofleet_inventory_targets", ()] == 7
     assert (found["x2gofleet_inventory_refused", ()], found["x2gofleet_inventory_outdated", ()]) == (1, 0)
+    assert found["x2gofleet_inventory_left_out", ()] == 6
     assert found["x2gofleet_redis_up", ()] == 1
     assert {check: found["x2gofleet_health", (("check", check),)] for check in get_args(Check)} == {
         "live": 1,
@@ -663,6 +665,17 @@ def test_a_refused_inventory_is_a_warning_and_no_reason_to_stop(worker: Worker) 
     standing = worker.standing()
     assert standing.inventory_refused
     assert standing.checks == {"live": True, "ready": True}
+
+
+def test_a_profile_that_is_left_out_is_a_warning(worker: Worker) -> None:
+    worker.ownership.problem = worker._unpublished = ""
+    worker._inventory.warnings = ("sessions:3: [p] host: the host is empty. The profile 'p' is left out",)
+    assert worker.warnings() == worker._inventory.warnings
+    assert worker.standing().inventory_left_out == 1
+    worker._inventory.warnings *= 2
+    (warning,) = worker.warnings()
+    assert warning.endswith("'p' is left out (and 1 more, which the log has)")
+    assert worker.ready_problem() == ""
 
 
 def test_redis_is_up_after_a_heartbeat_alone(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,21 @@ WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
 LAYERS = (
-    *("errors", "extras", "kinds", "keys", "hints", "load", "rows", "parsing", "events", "fleet", "model", "snapshot"),
+    *(
+        "errors",
+        "files",
+        "extras",
+        "kinds",
+        "keys",
+        "hints",
+        "load",
+        "rows",
+        "parsing",
+        "events",
+        "fleet",
+        "model",
+        "snapshot",
+    ),
     "connection",
 )
 CONNECTION_LAYERS = (

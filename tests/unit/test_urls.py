@@ -307,7 +307,7 @@ def test_nobody_asks_without_credentials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "can't be read: No such file"), (b"\n", "is empty"), (b"\xff", "is not UTF-8")]
+    ("content", "said"), [(None, "can't be used: there is no such file"), (b"\n", "is empty"), (b"\xff", "is no UTF-8")]
 )
 def test_a_password_file_of_no_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, said: str

@@ -119,6 +119,8 @@ def check_fleet(fleet: Fleet, recorded_hosts: Mapping[str, str] = NOTHING_RECORD
 
     ``recorded_hosts`` is as of ``check_target``.
     """
+    for warning in fleet.warnings:
+        print(f"warning  {warning}", flush=True)
     width = max(len(name) for name in fleet.targets)
     failed = 0
     client = SshClient(warn=lambda text: print(f"warning  {text}", flush=True))

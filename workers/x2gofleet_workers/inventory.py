@@ -13,17 +13,18 @@ import logging
 import os
 import re
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 from x2gofleet.errors import InventoryError
+from x2gofleet.files import NotToml, UnusableFile, load_toml, read_text_file
 from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
 from x2gofleet.keys import is_server_id, is_username, target_id
 from x2gofleet.kinds import Kind
-from x2gofleet_workers.importing import READERS, Imported, ImportedProfile, merge
+from x2gofleet_workers.importing import READERS, Imported, ImportedProfile, LeftOut, merge
+from x2gofleet_workers.importing.hosts import comparable
 from x2gofleet_workers.ssh import Endpoint
 
 Scope = Literal["server", "user"]
@@ -45,6 +46,7 @@ _PROFILE_KEYS = ("servers", "labels", "user", "key_file")
 _SSH_CONFIG = frozenset(
     ("proxyjump", "proxycommand", "jumphost", "bastion", "gateway", "sshconfig", "identityagent", "agent", "sshagent")
 )
+_HOST_MISSING = 'say where the server is: host = "10.0.0.1"'
 _TABLES = ("defaults", "intervals", "ttls", "servers", "profiles", "import")
 
 
@@ -92,13 +94,19 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """A validated inventory; ``imported`` are the further files that it was read from."""
+    """A validated inventory.
+
+    ``imported`` are the further files that it was read from, ``left_out`` the names of the profiles in them that are
+    not used, ``warnings`` what is to be said of those.
+    """
 
     path: str
     servers: Mapping[str, Server]
     targets: Mapping[str, Target]
     profiles: Mapping[str, tuple[str, ...]]
     imported: tuple[str, ...] = field(default=(), compare=False)
+    left_out: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def published(self) -> PublishedFleet:
         """Return what readers need of it; the version is a digest of that and of how targets are polled."""
@@ -116,8 +124,9 @@ class Fleet:
                 for target in self.targets.values()
             },
             self.profiles,
+            left_out=self.left_out,
         )
-        return PublishedFleet(fleet.servers, fleet.targets, fleet.profiles, self._digest(fleet))
+        return replace(fleet, version=self._digest(fleet))
 
     def _digest(self, published: PublishedFleet) -> str:
         # Without the paths of keys, which differ from one machine to another. `listing` only where it is set: workers
@@ -147,17 +156,10 @@ def load_inventory(path: str | Path) -> Fleet:
     """Read and validate fleet.toml and the files that it imports; raises InventoryError."""
     name = str(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InventoryError(
-            name, "there is no such file", mend="give one by --inventory; docs/inventory.md shows an example"
-        ) from None
-    except UnicodeDecodeError as exc:
-        line = exc.object.count(b"\n", 0, exc.start) + 1
-        raise InventoryError(name, "it is no UTF-8 text", line=line, mend="save it as UTF-8") from exc
-    except OSError as exc:
-        mend = f"see that it is a file that uid {os.getuid()} may read"
-        raise InventoryError(name, f"it can't be read: {exc.strerror or exc}", mend=mend) from exc
+        text = read_text_file(path)
+    except UnusableFile as exc:
+        remedy = "give one by --inventory; docs/inventory.md shows an example" if exc.missing else exc.remedy
+        raise InventoryError(name, exc.reason, line=exc.line, mend=remedy) from None
     return parse_inventory(text, name)
 
 
@@ -167,13 +169,9 @@ def parse_inventory(text: str, path: str = "fleet.toml") -> Fleet:
     What it imports is read.
     """
     try:
-        raw = tomllib.loads(text)
-    except (ValueError, RecursionError) as exc:
-        # Not only TOMLDecodeError: tomllib lets through what int() says of 5000 digits, and deep nesting.
-        line = re.search(r"at line (\d+)", str(exc))
-        reason = re.sub(r" \(at (line .*|end of document)\)", "", str(exc))
-        where = int(line[1]) if line else text.count("\n") + 1
-        raise InventoryError(path, f"it is no TOML: {reason}", line=where, mend="see https://toml.io") from exc
+        raw = load_toml(text)
+    except NotToml as exc:
+        raise InventoryError(path, f"it is no TOML: {exc.reason}", line=exc.line, mend="see https://toml.io") from None
     return _Reader(text, path).fleet(raw)
 
 
@@ -194,6 +192,9 @@ class InventoryFile:
         stamp_ms = max(times_ns) // 1_000_000 if times_ns else int(time.time() * 1000)
         self.published = _versioned(fleet, stamp_ms)
         self.error = ""
+        self.warnings = fleet.warnings
+        for warning in fleet.warnings:
+            log.warning("%s", warning)
 
     def look_again(self) -> None:
         """Have the next ``changed`` read the files whether they look changed or not."""
@@ -220,6 +221,10 @@ class InventoryFile:
             self._follow((self._fleet.path, *self._fleet.imported, exc.path))
             return None
         self.error = ""
+        for warning in fleet.warnings:
+            if asked or warning not in self.warnings:
+                log.warning("%s", warning)
+        self.warnings = fleet.warnings
         self._follow((fleet.path, *fleet.imported))
         if fleet == self._fleet:
             self._fleet = fleet
@@ -264,6 +269,7 @@ class _Reader:
         self._path = path
         self._raw: dict[str, Any] = {}
         self._imported = Imported()
+        self._warnings: list[str] = []
 
     def fleet(self, raw: dict[str, Any]) -> Fleet:
         self._raw = raw
@@ -271,13 +277,17 @@ class _Reader:
         for name in raw:
             self._table((), raw, name)
         files = self._files_to_import(raw)
+        strict = self._strict(raw)
         if files:
             raw = self._raw = self._with_imported(raw, files)
+            if strict:
+                self._raise_left_out()
         defaults = self._table((), raw, "defaults")
         self._known(("defaults",), defaults, _LOGIN_KEYS)
         intervals, ttls = self._seconds(raw, "intervals"), self._seconds(raw, "ttls")
         tables = self._table((), raw, "servers")
         if not tables:
+            self._raise_left_out()
             reason = "there is no server" + (
                 f", nor a profile with one in {', '.join(files.values())}" if files else ""
             )
@@ -286,11 +296,12 @@ class _Reader:
         logins: dict[str, dict[str, Any]] = {}
         targets: dict[str, Target] = {}
         by_server: dict[str, str] = {}
+        addresses: dict[tuple[str, int], str] = {}
         for name in tables:
             table = self._table(("servers",), tables, name)
             servers[name] = self._server(name, table, defaults)
             logins[name] = {**defaults, **table}
-            self._twin(name, servers)
+            self._twin(servers[name], addresses)
             where = ("servers", name)
             scope, user = self._scope(where, logins[name]), self._user(where, logins[name])
             target = self._target(where, servers[name], logins[name], scope, user, intervals, ttls)
@@ -308,7 +319,7 @@ class _Reader:
                     self._fail(("profiles", name), "key_file", "a key_file needs a user", "say whose key it is")
                 profiles[name] = tuple(by_server[server] for server in chosen)
                 continue
-            ids = []
+            made: dict[str, Target] = {}
             for server in chosen:
                 login = dict(logins[server])
                 login.update((key, table[key]) for key in ("user", "key_file") if key in table)
@@ -317,33 +328,83 @@ class _Reader:
                 twin = targets.get(target.id)
                 if twin is not None and twin.endpoint != target.endpoint:
                     reason = f"{target.id} is polled with another key_file already ({twin.endpoint.key_file})"
-                    self._fail(("profiles", name), "key_file", reason, "use one key for one user on one server")
-                targets.setdefault(target.id, target)
-                ids.append(target.id)
-            profiles[name] = tuple(ids)
+                    self._clash(name, reason, "use one key for one user on one server", strict=strict)
+                    break
+                made[target.id] = twin or target
+            else:
+                targets.update(made)
+                profiles[name] = tuple(made)
         used = {target for ids in profiles.values() for target in ids}
-        servers_only_for_users = {
-            target.id
-            for target in targets.values()
-            if target.scope == "server" and target.id not in used and self._only_user_profiles(target.server, targets)
+        polled_as_users = {target.server for target in targets.values() if target.scope == "user"}
+        kept = {
+            name: target
+            for name, target in targets.items()
+            if target.scope == "user" or name in used or target.server not in polled_as_users
         }
-        kept = {name: target for name, target in targets.items() if name not in servers_only_for_users}
-        return Fleet(self._path, servers, kept, profiles, tuple(files.values()))
+        left_out = self._imported.left_out
+        if left_out and not kept:
+            self._raise_left_out()
+        return Fleet(
+            self._path,
+            servers,
+            kept,
+            profiles,
+            tuple(files.values()),
+            frozenset(each.name for each in left_out),
+            tuple(f"{each.error}. The profile {_shown(each.name)} is left out" for each in left_out)
+            + tuple(self._warnings),
+        )
+
+    def _strict(self, raw: dict[str, Any]) -> bool:
+        strict = self._table((), raw, "import").get("strict", False)
+        if not isinstance(strict, bool):
+            self._fail(("import",), "strict", f"{_shown(strict)} is not a boolean", "use true or false")
+        return strict
+
+    def _raise_left_out(self) -> None:
+        """Raise what is wrong with the first profile that was left out, if there is one."""
+        if self._imported.left_out:
+            raise self._imported.left_out[0].error
+
+    def _clash(self, name: str, reason: str, remedy: str, *, strict: bool) -> None:
+        """Leave out an imported profile that what stands before it rules out; one of fleet.toml is an error."""
+        try:
+            self._fail(("profiles", name), "key_file", reason, remedy)
+        except InventoryError as exc:
+            if strict or ("profiles", name) not in self._imported.origins:
+                raise
+            self._imported.left_out.append(LeftOut(name, exc))
 
     def _files_to_import(self, raw: dict[str, Any]) -> dict[str, str]:
         """Return the full path of each file of [import], by its kind."""
         table = self._table((), raw, "import")
-        self._known(("import",), table, READERS)
-        return {key: self._full_path(("import",), key, self._text(("import",), table, key)) for key in table}
+        self._known(("import",), table, (*READERS, "strict"))
+        keys = [key for key in table if key in READERS]
+        return {key: self._full_path(("import",), key, self._text(("import",), table, key)) for key in keys}
 
     def _with_imported(self, raw: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
         """Return the document with the imported servers and profiles in it."""
         found: list[ImportedProfile] = []
+        left_out: list[LeftOut] = []
         for key, path in files.items():
-            found.extend(READERS[key](path))
+            found.extend(READERS[key](path, left_out))
         port = self._table((), raw, "defaults").get("port", 22)
-        self._imported = merge(found, self._table((), raw, "servers"), self._table((), raw, "profiles"), port)
-        return {**raw, "servers": self._imported.servers, "profiles": self._imported.profiles}
+        servers, profiles = self._table((), raw, "servers"), self._table((), raw, "profiles")
+        self._imported = merge(found, left_out, servers, profiles, port)
+        return {**raw, "servers": self._servers_with_host(), "profiles": self._imported.profiles}
+
+    def _servers_with_host(self) -> dict[str, Any]:
+        """Return the servers but for those whose address only a profile that was left out may have said."""
+        servers = self._imported.servers
+        if not self._imported.left_out:
+            return servers
+        lacking = [name for name, table in servers.items() if isinstance(table, dict) and "host" not in table]
+        for name in lacking:
+            line = self._nearest_line(("servers", name), "")
+            reason = "host is missing, as the profiles that name this server are left out"
+            error = InventoryError(self._path, reason, line=line, key=f"servers.{name}", mend=_HOST_MISSING)
+            self._warnings.append(f"{error}. The server {name!r} is left out")
+        return {name: table for name, table in servers.items() if name not in lacking}
 
     def _full_path(self, where: tuple[str, ...], key: str, value: str) -> str:
         try:
@@ -351,16 +412,13 @@ class _Reader:
         except RuntimeError:
             return self._fail(where, key, f"{_shown(value)}: there is no such user", "write the path without '~'")
 
-    def _only_user_profiles(self, server: str, targets: Mapping[str, Target]) -> bool:
-        return any(target.server == server and target.scope == "user" for target in targets.values())
-
     def _server(self, name: str, table: dict[str, Any], defaults: dict[str, Any]) -> Server:
         where = ("servers", name)
         if not is_server_id(name):
             self._fail(where, "", f"{name!r} is no server id", "use letters, digits, '.', '_' and '-'")
         self._known(where, table, _SERVER_KEYS)
         if "host" not in table:
-            self._fail(where, "", "host is missing", 'say where the server is: host = "10.0.0.1"')
+            self._fail(where, "", "host is missing", _HOST_MISSING)
         port = {**defaults, **table}.get("port", 22)
         if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
             self._fail(self._owner(where, "port"), "port", f"{_shown(port)} is no port", "use a number from 1 to 65535")
@@ -388,12 +446,11 @@ class _Reader:
             drain,
         )
 
-    def _twin(self, name: str, servers: Mapping[str, Server]) -> None:
-        server = servers[name]
-        for other in servers.values():
-            if other.id != name and (other.host, other.port) == (server.host, server.port):
-                reason = f"{other.id} has the address {server.host} port {server.port} too"
-                self._fail(("servers", name), "host", reason, "give each server its own address")
+    def _twin(self, server: Server, addresses: dict[tuple[str, int], str]) -> None:
+        other = addresses.setdefault((comparable(server.host), server.port), server.id)
+        if other != server.id:
+            reason = f"{other} has the address {server.host} port {server.port} too"
+            self._fail(("servers", server.id), "host", reason, "give each server its own address")
 
     def _target(
         self,

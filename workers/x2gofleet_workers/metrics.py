@@ -128,6 +128,7 @@ class Standing:
     inventory_outdated: bool
     redis_up: bool
     checks: Mapping[Check, bool]
+    inventory_left_out: int = 0
 
     @property
     def owned(self) -> int:
@@ -384,6 +385,12 @@ def _of_the_inventory(now: Standing) -> Iterator[Metric]:
         "1 while another worker has published a newer inventory than this worker's, else 0.",
         (),
         {(): now.inventory_outdated},
+    )
+    yield _gauge(
+        "inventory_left_out",
+        "Imported profiles and servers of the inventory in force that are not used, as the log says.",
+        (),
+        {(): now.inventory_left_out},
     )
 
 

@@ -188,6 +188,7 @@ class Worker:
             inventory_targets=len(self._shared_targets()),
             inventory_refused=bool(self._inventory.error),
             inventory_outdated=bool(self._outdated()),
+            inventory_left_out=len(self._inventory.warnings),
             redis_up=self.ownership.redis_up,
             checks={"live": not self.live_problem(), "ready": not self.ready_problem()},
         )
@@ -216,8 +217,15 @@ class Worker:
 
     def warnings(self) -> tuple[str, ...]:
         """Return what an operator must know of although the worker does its part."""
-        error = self._inventory.error
-        return (f"the inventory file is refused, the previous inventory stays in force: {error}",) if error else ()
+        found = []
+        if self._inventory.error:
+            found.append(
+                f"the inventory file is refused, the previous inventory stays in force: {self._inventory.error}"
+            )
+        if self._inventory.warnings:
+            first, count = self._inventory.warnings[0], len(self._inventory.warnings)
+            found.append(first if count == 1 else f"{first} (and {count - 1} more, which the log has)")
+        return tuple(found)
 
     def _watch(self) -> None:
         """Follow the inventory file, keep it published, and follow steps of the machine's clock."""

@@ -79,6 +79,8 @@ def map_profile(profile: BrokerProfile, fleet: PublishedFleet) -> Mapped | Unmap
     """
     if not profile.hosts:
         return Unmapped("it has no host")
+    if profile.id in fleet.left_out:
+        return Unmapped("it is left out of the inventory: `x2gofleet-worker check` says why")
     named = profile.id in fleet.profiles
     # What is polled as one user tells nothing of the others.
     ranks = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from x2gofleet.connection import DEFAULT_URL, redact_url
+from x2gofleet.files import UnusableFile, load_toml, read_text_file
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 
 CONFIG_VARIABLE = "X2GOFLEET_BROKER_CONFIG"
@@ -80,7 +80,9 @@ class BrokerSettings:
             change = {name: _seconds(value, where, zero=name not in ("live_seconds", "request_seconds"))}
             return replace(self, **change)
         if not isinstance(value, str) or not value:
-            raise SettingsError(f"{where}: expected a text, not {value!r}")
+            # Whatever it is, a URL in it may have a password.
+            shown = type(value).__name__ if name == "redis_url" else repr(value)
+            raise SettingsError(f"{where}: expected a text, not {shown}")
         if name == "fallback" and value not in ("live", "none"):
             raise SettingsError(f"{where}: expected live or none, not {value!r}")
         if name == "namespace":
@@ -100,12 +102,12 @@ class BrokerSettings:
 
 def _file(path: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            found = tomllib.load(file)
-    except OSError as exc:
-        raise SettingsError(f"{path}: can't be read: {exc.strerror}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise SettingsError(f"{path}: is no TOML: {exc}") from exc
+        found = load_toml(read_text_file(path))
+    except UnusableFile as exc:
+        raise SettingsError(str(exc)) from None
+    except ValueError as exc:
+        # What is wrong with the syntax says where it is, and nothing of the text: that may hold a password.
+        raise SettingsError(f"{path}: is no TOML: {exc}") from None
     unknown = sorted(set(found) - set(_VARIABLES))
     if unknown:
         raise SettingsError(f"{path}: there is no setting {unknown[0]!r}; there are {', '.join(_VARIABLES)}")

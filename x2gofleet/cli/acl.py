@@ -16,6 +16,7 @@ from x2gofleet.cli.results import ANSWERED, UNAVAILABLE, USAGE, tell
 from x2gofleet.connection import link_from_url, redact_url, unavailable
 from x2gofleet.connection.urls import RedisUrl
 from x2gofleet.errors import CacheUnavailable
+from x2gofleet.files import UnusableFile, read_text_file
 
 _STARTS = {"aclfile": "user", "commands": "ACL SETUSER"}
 _TOPOLOGIES = {"sentinel": Topology.SENTINEL, "cluster": Topology.CLUSTER}
@@ -103,10 +104,9 @@ def read_passwords(path: Path) -> dict[Role, str]:
     Raises ValueError for a file that can't be read or understood; the message never has a password.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is no UTF-8 text"
-        raise ValueError(f"--passwords: {path} can't be read: {reason}") from exc
+        text = read_text_file(path)
+    except UnusableFile as exc:
+        raise ValueError(f"--passwords: {exc}") from None
     found: dict[Role, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("#"):

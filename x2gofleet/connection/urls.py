@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
+from x2gofleet.files import UnusableFile, read_text_file
+
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_PORT = 6379
 SENTINEL_PORT = 26379
@@ -40,6 +42,7 @@ _OPTIONS_OF_OTHERS = frozenset(
         *("ssl_ca_data", "ssl_ca_path", "ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers", "ssl_min_version"),
     )
 )
+_MAX_PASSWORD_BYTES = 65_536
 _ENCODE = "what is special in a password is to be percent-encoded: %2F, %3F, %23 and %40 for / ? # @"
 _HOST_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]\s]*))(?::([0-9]{1,5}))?")
 _ZONE = re.compile(r"[A-Za-z0-9._~-]+")
@@ -100,14 +103,13 @@ def read_password(path: str) -> str:
     Raises ValueError where it can't be read or is empty. That others may read it is told in the log.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            password = file.read(65_536).rstrip("\r\n")
-    except (OSError, UnicodeError) as exc:
-        why = getattr(exc, "strerror", None) or "it is not UTF-8 text"
+        password = read_text_file(path, max_bytes=_MAX_PASSWORD_BYTES).rstrip("\n")
+        mode = Path(path).stat().st_mode
+    except (UnusableFile, OSError) as exc:
+        why = exc.reason if isinstance(exc, UnusableFile) else exc.strerror
         raise ValueError(
-            f"{PASSWORD_FILE_VARIABLE}: {path} can't be read: {why}. Put the password of Redis into it, alone on a line"
-        ) from exc
+            f"{PASSWORD_FILE_VARIABLE}: {path} can't be used: {why}. Put the password of Redis into it, alone on a line"
+        ) from None
     if not password:
         raise ValueError(f"{PASSWORD_FILE_VARIABLE}: {path} is empty. Put the password of Redis into it, on a line")
     if mode & (stat.S_IROTH | stat.S_IWOTH):
