@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from x2gofleet import usernames
 from x2gofleet.kinds import Kind
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _SERVER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-_USERNAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._@-]{0,63}\Z")
 
 DEFAULT_NAMESPACE = "x2gofleet"
 
@@ -23,23 +23,17 @@ def is_server_id(text: str) -> bool:
     return _SERVER_ID.match(text) is not None
 
 
-def is_username(text: str) -> bool:
-    """Whether ``text`` may name a user whose listing is asked for; keeps shell and key syntax out."""
-    return _USERNAME.match(text) is not None
-
-
 def target_id(server: str, username: str | None = None) -> str:
-    """Return the id of a target: ``ts01``, or ``alice@ts01`` for what belongs to one user.
+    """Return the id of a target: ``ts01``, or ``alice@ts01`` for what belongs to one user, whose name is encoded.
 
-    Raises ValueError for a server id or user name that can't be part of a key.
+    Raises ValueError for what is not a server id or user name.
     """
     if not is_server_id(server):
         raise ValueError(f"{server!r} is no server id: use letters, digits, '.', '_' and '-'")
     if username is None:
         return server
-    if not is_username(username):
-        raise ValueError(f"{username!r} is no user name: use letters, digits, '.', '_', '-' and '@'")
-    return f"{username}@{server}"
+    usernames.check_username(username)
+    return f"{usernames.encode(username)}@{server}"
 
 
 def server_of(target: str) -> str:
@@ -49,7 +43,7 @@ def server_of(target: str) -> str:
 
 def user_of(target: str) -> str | None:
     """Return the user name of a target id, None for a server's own target."""
-    return target.rpartition("@")[0] or None
+    return usernames.decode(target.rpartition("@")[0]) or None
 
 
 @dataclass(frozen=True, slots=True)

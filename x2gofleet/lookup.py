@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from x2gofleet.errors import CacheUnavailable, RefreshFailed, SnapshotCorrupt, UnknownProfile
 from x2gofleet.events import Event, Events, decode_cursor, decode_entry, encode_cursor
 from x2gofleet.fleet import PublishedFleet, PublishedTarget
-from x2gofleet.keys import Keys, is_username, target_id
+from x2gofleet.keys import Keys, target_id
 from x2gofleet.kinds import Kind
 from x2gofleet.snapshot import Snapshot
+from x2gofleet.usernames import check_username, is_username, may_be_one_account
 
 Command = tuple[Any, ...]
 T = TypeVar("T")
@@ -294,11 +295,13 @@ class Lookups:
 
         def targets(fleet: PublishedFleet) -> list[PublishedTarget] | None:
             whole = {t.server for t in fleet.targets.values() if t.scope == "server"}
-            ids = [
-                t.id
-                for t in fleet.targets.values()
-                if t.scope == "server" or (t.server not in whole and username in (None, t.username))
-            ]
+            users = [t for t in fleet.targets.values() if t.scope == "user" and t.server not in whole]
+            own = {t.id for t in users if username in (None, t.username)}
+            if username is not None and any(
+                t.id not in own and may_be_one_account(t.username or "", username) for t in users
+            ):
+                return None
+            ids = [t.id for t in fleet.targets.values() if t.scope == "server" or t.id in own]
             return self._targets(fleet, ids, kind, username)
 
         return self._view(("fleet", kind, username), targets, kind)
@@ -474,8 +477,8 @@ class Lookups:
         Returns the snapshots that they stored. Raises UnknownProfile, RefreshFailed, and ValueError for what is no
         user name.
         """
-        if username is not None and not is_username(username):
-            raise ValueError(f"{username!r} is no user name")
+        if username is not None:
+            check_username(username)
         deadline = self._monotonic() + timeout_seconds
         fleet = yield from self.fleet()
         if fleet is None or profile_name not in fleet.profiles:

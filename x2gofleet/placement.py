@@ -16,12 +16,14 @@ from statistics import median
 
 from x2gofleet.errors import NoServerAvailable, SnapshotCorrupt
 from x2gofleet.fleet import PublishedFleet, PublishedTarget
-from x2gofleet.keys import is_server_id, is_username, server_of
+from x2gofleet.keys import is_server_id, server_of
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import Command, Lookups, Query, fields_of, is_down, time_ms
+from x2gofleet.owners import other_names
 from x2gofleet.parsing import parse_sessions
 from x2gofleet.rows import SessionInfo
 from x2gofleet.snapshot import Snapshot
+from x2gofleet.usernames import check_username
 
 RESERVATION_SECONDS = 60.0
 _BURDENED = 4.0
@@ -74,15 +76,14 @@ class Standing:
     down: bool
     reserved: Mapping[str, int]
 
+    def owner_of(self, row: SessionInfo) -> str:
+        """Return the user that a session is of: what a user's own target lists is that user's."""
+        return self.target.username or row.username
+
 
 @cache
 def _script() -> str:
     return resources.files("x2gofleet").joinpath("lua", "place.lua").read_text(encoding="utf-8")
-
-
-def _check_user(username: str) -> None:
-    if not is_username(username):
-        raise ValueError(f"{username!r} is no user name")
 
 
 def _ttl_ms(seconds: float) -> int:
@@ -152,7 +153,7 @@ class Placements:
         self, profile_name: str, username: str, *, reserve_seconds: float = RESERVATION_SECONDS
     ) -> Query[Placement | None]:
         """Choose the server of a login; semantics and errors as FleetCache.place."""
-        _check_user(username)
+        check_username(username)
         ttl_ms = _ttl_ms(reserve_seconds)
         found = yield from self.standings(profile_name)
         if found is None:
@@ -165,10 +166,12 @@ class Placements:
         parsed = {s.target.server: _unfinished(s) for s in standings}
         missing = tuple(s.target.server for s in standings if s.down)
         open_ones = [s for s in standings if s.sessions is not None and not s.down]
-        own = _best_session(row for s in open_ones for row in parsed[s.target.server] if row.username == username)
+        own = _best_session(row for s in open_ones for row in parsed[s.target.server] if s.owner_of(row) == username)
         if own is not None:
             server = fleet.servers[own.server]
             return Placement(server.id, server.hostname, own, None, (), missing)
+        if _may_have_sessions(open_ones, parsed, username):
+            return None
         ready = [s for s in open_ones if not fleet.servers[s.target.server].drain]
         if not ready:
             raise NoServerAvailable(
@@ -178,7 +181,7 @@ class Placements:
         candidates = [_candidate(fleet, s, parsed[s.target.server]) for s in ready]
         factors = _factors(candidates)
         order = sorted(range(len(candidates)), key=lambda i: _preference(candidates[i], username))
-        users = {s.target.server: {row.username for row in parsed[s.target.server]} for s in ready}
+        users = {s.target.server: {s.owner_of(row) for row in parsed[s.target.server]} for s in ready}
         arguments: list[object] = [username, ttl_ms, len(order)]
         for i in order:
             used = [name for name in ready[i].reserved if name in users[candidates[i].server]]
@@ -206,13 +209,13 @@ class Placements:
             return None
         counts = {}
         for standing in found[2]:
-            users = {row.username for row in _unfinished(standing)}
+            users = {standing.owner_of(row) for row in _unfinished(standing)}
             counts[standing.target.server] = sum(name not in users for name in standing.reserved)
         return counts
 
     def reserve(self, server: str, username: str, *, seconds: float = RESERVATION_SECONDS) -> Query[int]:
         """Reserve a place for a login whose server was chosen elsewhere; as FleetCache.reserve."""
-        _check_user(username)
+        check_username(username)
         _check_server(server)
         ttl_ms = _ttl_ms(seconds)
         replies = yield [("EVAL", _script(), 1, self._keys.reserved(server), username, ttl_ms, 1, 0, 1, 0)]
@@ -220,7 +223,7 @@ class Placements:
 
     def release(self, server: str, username: str) -> Query[bool]:
         """Give a reserved place back; as FleetCache.release."""
-        _check_user(username)
+        check_username(username)
         _check_server(server)
         replies = yield [("ZREM", self._keys.reserved(server), username)]
         return bool(replies[0])
@@ -236,6 +239,13 @@ def _unfinished(standing: Standing) -> list[SessionInfo]:
         return []
     rows, _ = parse_sessions(standing.sessions.stdout, server=server_of(standing.target.id))
     return [row for row in rows if row.status != "F"]
+
+
+def _may_have_sessions(standings: Iterable[Standing], rows: Mapping[str, list[SessionInfo]], username: str) -> bool:
+    """Whether a user without a session by this name may have one by another name of the account."""
+    return not any(s.owner_of(row) == username for s in standings for row in rows[s.target.server]) and any(
+        s.sessions is not None and other_names(s.sessions.stdout, username) for s in standings
+    )
 
 
 def _best_session(rows: Iterable[SessionInfo]) -> SessionInfo | None:

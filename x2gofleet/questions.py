@@ -6,7 +6,6 @@ a generator of what is sent to Redis, whose result is the answer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
@@ -17,15 +16,16 @@ from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
 from x2gofleet.model import SessionList
+from x2gofleet.owners import belongs_to, lines_of, of_own_target, other_names, session_names_tell
 from x2gofleet.parsing import parse_sessions
 from x2gofleet.placement import RESERVATION_SECONDS, Placement, Placements
 from x2gofleet.rows import RejectedRow, SessionInfo
 from x2gofleet.snapshot import Snapshot
+from x2gofleet.usernames import check_username
 
 LOOKUP_SECONDS = 0.95
 """All that a lookup may take, so that a caller has its answer, or CacheUnavailable, within a second."""
 
-_AFTER_USER = re.compile(r"\d+-\d+_st")
 _TARGETS_KEPT = 1024
 P = ParamSpec("P")
 
@@ -55,17 +55,26 @@ class Questions:
         """Return the unfinished sessions of a snapshot, with ``username`` that user's alone, and the rejected lines."""
         if username is None:
             return self._rows(snapshot)
-        rows, left_out = _unfinished(_lines_with(snapshot.stdout, username), snapshot.server)
+        rows, left_out = _unfinished(lines_of(snapshot.stdout, username), snapshot.server)
         return [row for row in rows if row.username == username], left_out
 
-    def _sessions(self, view: View, username: str | None) -> SessionList:
-        """Return the unfinished sessions of a View, with ``username`` that user's alone."""
+    def _sessions(self, view: View, username: str | None) -> SessionList | None:
+        """Return the unfinished sessions of a View, with ``username`` that user's alone.
+
+        None where there are none by this name, but some by a name that may be of the same account.
+        """
         rows: list[SessionInfo] = []
         rejected: list[RejectedRow] = []
         for snapshot in view.snapshots:
-            listed, left_out = self.listed(snapshot, username)
-            rows += listed
+            if username is not None and snapshot.username == username:
+                listed, left_out = self.listed(snapshot, None)
+                rows += of_own_target(listed, username)
+            else:
+                listed, left_out = self.listed(snapshot, username)
+                rows += listed
             rejected += left_out
+        if username is not None and not rows and any(other_names(each.stdout, username) for each in view.snapshots):
+            return None
         return SessionList.from_rows(
             rows,
             rejected=rejected,
@@ -149,12 +158,13 @@ class Questions:
         if found is None:
             return None
         view, user = found
-        return [
-            mount.listed
-            for snapshot in view.snapshots
-            for mount in snapshot.mounts()
-            if user is None or belongs_to(mount.session_name, user)
-        ]
+        mounts = [(snapshot.username, mount) for snapshot in view.snapshots for mount in snapshot.mounts()]
+        if user is None or session_names_tell((m.session_name for of, m in mounts if of != user), user):
+            return [m.listed for of, m in mounts if user in (None, of) or belongs_to(m.session_name, user)]
+        sessions = yield from self.list_sessions(session_uuid, profile_name=profile_name, username=user)
+        if sessions is None:
+            return None
+        return [m.listed for of, m in mounts if of == user or m.session_name in sessions]
 
     def load(self, profile_name: str) -> Query[dict[str, LoadReport] | None]:
         view = yield from self.lookups.view(profile_name, Kind.LOAD, None)
@@ -258,6 +268,8 @@ class Questions:
     def register_session(self, session_uuid: str, profile_name: str, username: str | None = None) -> Query[None]:
         if not session_uuid:
             raise ValueError("a session UUID can't be empty")
+        if username:
+            check_username(username)
         return self.lookups.register(session_uuid, profile_name, username)
 
     def forget_session(self, session_uuid: str) -> Query[None]:
@@ -283,18 +295,6 @@ def question(
 ) -> Callable[[Questions], Query[T]]:
     """Return a question that several Questions may be asked, as ``question(Questions.load, "mate")``."""
     return lambda asked: method(asked, *arguments, **more)
-
-
-def belongs_to(session_name: str, username: str) -> bool:
-    """Whether a session is that user's, by its name: ``USER-DISPLAY-EPOCH_st...``."""
-    rest = session_name.removeprefix(f"{username}-")
-    return rest != session_name and _AFTER_USER.match(rest) is not None
-
-
-def _lines_with(stdout: bytes, username: str) -> bytes:
-    """Return the lines that may be this user's: parsing the others would cost ten times as much."""
-    field = f"|{username}|".encode("utf-8", "surrogateescape")
-    return b"\n".join([line for line in stdout.split(b"\n") if field in line])
 
 
 def _unfinished(stdout: bytes, server: str) -> Listed:

@@ -204,7 +204,7 @@ def test_desktops_of_a_user_that_is_none_are_an_error_and_nothing_is_cached(
     assert polled.next_snapshot().stdout == b""
 
 
-@pytest.mark.parametrize("user", ["-s", "a;id", "alice\nbob"])
+@pytest.mark.parametrize("user", ["-s", "a:id", "alice\nbob"])
 def test_what_is_no_user_name_reaches_no_server(server: RealX2GoServer, poll: PollFactory, user: str) -> None:
     polled = poll(server)
     polled.next_snapshot()

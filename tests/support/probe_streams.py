@@ -24,6 +24,8 @@ from x2gofleet_workers.probe.protocol import (
     SectionStatus,
 )
 
+from tests.support.user_names import USERS
+
 # Payloads in which each byte could be taken for structure, were it read as such.
 HOSTILE = (
     b"\nx2gofleet-probe 2 uid=0 user=root host=ts01\nZ00000001" + b"0000000cuid=0 host=a",
@@ -164,7 +166,7 @@ _mounts = st.lists(st.builds(MountRecord, _cut, _column, _column, _column), max_
 @st.composite
 def _section(draw: st.DrawFn, scope: Scope, kind: SectionKind) -> tuple[SectionRequest, Section]:
     in_server_scope = scope is Scope.SERVER
-    user = draw(_text.filter(lambda text: "\0" not in text)) if kind == "desktops" and in_server_scope else ""
+    user = draw(USERS) if kind == "desktops" and in_server_scope else ""
     is_listing = kind is SectionKind.SESSIONS and in_server_scope
     request = SectionRequest(kind, user=user)
     if kind is SectionKind.SESSIONS:

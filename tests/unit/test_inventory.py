@@ -310,8 +310,8 @@ WRONG: dict[str, tuple[str, int | None, str, str, str]] = {
         *("0 is no port", "1 to 65535"),
     ),
     "user a number": ("[defaults]\nuser = 0\n[servers.a]\nhost='h'\n", 2, "defaults.user", "0 is no text", "quotes"),
-    "user with a space": (ONE + 'user = "a b"\n', 7, "servers.ts01.user", "'a b' is no user name", "letters"),
-    "user an option": (ONE + 'user = "-oProxy"\n', 7, "servers.ts01.user", "is no user name", "letters"),
+    "user with a space": (ONE + 'user = "a b"\n', 7, "servers.ts01.user", "'a b' is no user name", "getent passwd"),
+    "user an option": (ONE + 'user = "-oProxy"\n', 7, "servers.ts01.user", "is no user name", "getent passwd"),
     "key_file a list": (ONE + 'key_file = ["k"]\n', 7, "servers.ts01.key_file", "is no text", "quotes"),
     "nobody's home": (ONE + 'key_file = "~no-such-user/k"\n', 7, "servers.ts01.key_file", "no such user", "'~'"),
     "scope": (ONE + 'scope = "all"\n', 7, "servers.ts01.scope", "'all' is no scope", '"server" or "user"'),
@@ -381,7 +381,7 @@ WRONG: dict[str, tuple[str, int | None, str, str, str]] = {
     ),
     "profile user": (
         *(ONE + '[profiles.p]\nservers = ["ts01"]\nuser = "a b"\n', 9, "profiles.p.user"),
-        *("'a b' is no user name", "letters"),
+        *("'a b' is no user name", "getent passwd"),
     ),
     "one user, two keys": (
         ONE

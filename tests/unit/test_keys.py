@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from x2gofleet.keys import Keys, is_server_id, is_username, server_of, target_id, user_of
+from tests.support.user_names import NAMES as USER_NAMES
+from tests.support.user_names import NOT_NAMES, USERS, UserName, label
+from x2gofleet.keys import Keys, is_server_id, server_of, target_id, user_of
 from x2gofleet.kinds import Kind
 
 NAMES = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
-USERS = st.from_regex(r"[A-Za-z0-9._][A-Za-z0-9._@-]{0,63}", fullmatch=True)
 
 
 def test_every_key_of_the_default_namespace() -> None:
@@ -97,11 +98,21 @@ def test_what_is_no_server_id(server: str) -> None:
         target_id(server)
 
 
-@pytest.mark.parametrize("username", ["", "-rf", "@x", "a b", "a{b", "a}b", "a;b", "a$b", "a'b", "a\n", "x" * 65, "ä"])
-def test_what_is_no_user_name(username: str) -> None:
-    assert not is_username(username)
+@pytest.mark.parametrize("user", USER_NAMES, ids=label)
+def test_keys_of_a_user_hold_the_encoded_name(user: UserName) -> None:
+    target = target_id("ts01", user.text)
+    assert target == f"{user.key}@ts01"
+    assert (server_of(target), user_of(target)) == ("ts01", user.text)
+    key = Keys().snapshot(target, Kind.DESKTOPS)
+    assert key == f"x2gofleet:{{{user.key}@ts01}}:desktops"
+    assert key.isascii()
+    assert key.count("{") == key.count("}") == 1
+
+
+@pytest.mark.parametrize("case", NOT_NAMES, ids=label)
+def test_what_is_no_user_name(case: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="is no user name"):
-        target_id("ts01", username)
+        target_id("ts01", case[0])
 
 
 @pytest.mark.parametrize("namespace", ["", "a{b}", "a b", "a*", "a\n", "ä", "x" * 65])

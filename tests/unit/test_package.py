@@ -19,22 +19,8 @@ WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
 LAYERS = (
-    *(
-        "errors",
-        "files",
-        "extras",
-        "kinds",
-        "keys",
-        "hints",
-        "load",
-        "rows",
-        "parsing",
-        "events",
-        "fleet",
-        "model",
-        "snapshot",
-    ),
-    "connection",
+    *("errors", "files", "extras", "kinds", "usernames", "keys", "hints", "load", "rows", "owners", "parsing"),
+    *("events", "fleet", "model", "snapshot", "connection"),
 )
 CONNECTION_LAYERS = (
     *("forks", "resolving", "urls", "tls", "failures", "node", "replies", "link", "aiolink", "clients"),

@@ -21,8 +21,9 @@ from typing import Any, Literal, NoReturn, cast
 from x2gofleet.errors import InventoryError
 from x2gofleet.files import NotToml, UnusableFile, load_toml, read_text_file
 from x2gofleet.fleet import PublishedFleet, PublishedServer, PublishedTarget
-from x2gofleet.keys import is_server_id, is_username, target_id
+from x2gofleet.keys import is_server_id, target_id
 from x2gofleet.kinds import Kind
+from x2gofleet.usernames import RULE, problem_of
 from x2gofleet_workers.importing import READERS, Imported, ImportedProfile, LeftOut, merge
 from x2gofleet_workers.importing.hosts import comparable
 from x2gofleet_workers.ssh import Endpoint
@@ -574,9 +575,9 @@ class _Reader:
         if "user" not in login:
             self._fail(where, "", "user is missing", 'say as whom to log in, here or in [defaults]: user = "root"')
         user = self._text(self._owner(where, "user"), login, "user")
-        if not is_username(user):
-            owner = self._owner(where, "user")
-            self._fail(owner, "user", f"{_shown(user)} is no user name", "use letters, digits, '.', '_', '-' and '@'")
+        problem = problem_of(user)
+        if problem:
+            self._fail(self._owner(where, "user"), "user", f"{_shown(user)} is no user name: {problem}", RULE)
         return user
 
     def _owner(self, where: tuple[str, ...], key: str) -> tuple[str, ...]:

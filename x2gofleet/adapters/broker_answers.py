@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from x2gofleet.errors import SnapshotCorrupt
 from x2gofleet.fleet import PublishedServer
 from x2gofleet.load import LoadReport
+from x2gofleet.owners import other_names
 from x2gofleet.parsing import parse_sessions
 from x2gofleet.placement import Standing
 from x2gofleet.rows import SessionInfo
@@ -84,19 +85,19 @@ def cached_view(
     return BrokerView(fleet_profile, standings, servers, whole, now_ms)
 
 
-def usable_rows(lines: Iterable[str], username: str | None = None) -> list[str]:
-    """Return the lines that a broker can go on with: sessions that run or are suspended; of ``username``, where given.
+def usable_rows(lines: Iterable[str]) -> list[str]:
+    """Return the lines that a broker can go on with: sessions that run or are suspended.
 
     What is no row would raise IndexError in the broker; it would resume a session that is to be terminated (T), and one
     that is just being started and has no ports yet.
     """
-    return [line for line in lines if _usable(line, username) is not None]
+    return [line for line in lines if _usable(line) is not None]
 
 
-def _usable(line: str, username: str | None) -> SessionInfo | None:
+def _usable(line: str) -> SessionInfo | None:
     rows, _ = parse_sessions(line.encode("utf-8", "surrogateescape"))
     for row in rows:
-        if row.status in ("R", "S") and not row.is_starting() and username in (None, row.username):
+        if row.status in ("R", "S") and not row.is_starting():
             return row
     return None
 
@@ -114,11 +115,11 @@ def session_rows(view: BrokerView, username: str, matching: Matching) -> list[st
         if standing.down or standing.sessions is None:
             continue
         for raw in standing.sessions.stdout.split(b"\n"):
-            if mark in raw:
-                line = raw.decode("utf-8", "surrogateescape").replace(" ", "").replace("*", " ")
-                row = _usable(line, username)
-                if row is not None and "XSHAD" not in row.name:
-                    found.append((row, host, line))
+            if mark in raw or standing.target.username == username:
+                text = raw.decode("utf-8", "surrogateescape")
+                row = _usable(text)
+                if row is not None and "XSHAD" not in row.name and standing.owner_of(row) == username:
+                    found.append((row, host, text.replace(" ", "").replace("*", " ")))
     found.sort(key=lambda each: (each[0].status == "S", each[0].date_created), reverse=True)
     said, hosts = [row.hostname for row, _, _ in found], list(view.standings)
     known = matching(hosts, said) if said else ()
@@ -142,10 +143,27 @@ def _with_host(line: str, host: str) -> str:
 
 def owner_of(view: BrokerView, username: str, session_name: str) -> str | None:
     """Return the host that has a user's session, None where none has."""
-    for host in view.standings:
-        if any(row.name == session_name and row.username == username for row in view.unfinished(host)):
+    for host, standing in view.standings.items():
+        rows = view.unfinished(host)
+        if any(row.name == session_name and standing.owner_of(row) == username for row in rows):
             return host
     return None
+
+
+def has_sessions(view: BrokerView, username: str) -> bool:
+    """Whether any host has an unfinished session of a user, as X2Go names it."""
+    return any(
+        standing.owner_of(row) == username for host, standing in view.standings.items() for row in view.unfinished(host)
+    )
+
+
+def other_accounts(view: BrokerView, username: str) -> dict[str, str]:
+    """Return the hosts that have sessions of users who may be the same account, by the name of that user."""
+    found: dict[str, str] = {}
+    for host, standing in view.standings.items():
+        if standing.sessions is not None and standing.target.username is None:
+            found.update((name, host) for name in sorted(other_names(standing.sessions.stdout, username)))
+    return found
 
 
 def session_counts(view: BrokerView) -> dict[str, int]:
@@ -155,7 +173,7 @@ def session_counts(view: BrokerView) -> dict[str, int]:
     """
     counts = {}
     for host, standing in view.standings.items():
-        users = {row.username for row in view.unfinished(host)}
+        users = {standing.owner_of(row) for row in view.unfinished(host)}
         coming = sum(until > view.now_ms and name not in users for name, until in standing.reserved.items())
         counts[host] = len(view.unfinished(host)) + coming
     return {host: count for host, count in counts.items() if count}

@@ -23,9 +23,10 @@ from x2gofleet.keys import DEFAULT_NAMESPACE
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import View
 from x2gofleet.model import SessionList
+from x2gofleet.owners import belongs_to, lines_of, other_names, session_names_tell
 from x2gofleet.parsing import parse_desktops
-from x2gofleet.questions import belongs_to
 from x2gofleet.snapshot import Snapshot
+from x2gofleet.usernames import is_username
 
 LIVE_SECONDS = 15.0
 """How long what the client's own connection said is an answer where the fleet has none."""
@@ -75,6 +76,8 @@ class _Profile:
 
     terminals: dict[str, tuple[Callable[[], Any], float]] = field(default_factory=dict)
     live: dict[Kind, _Listing] = field(default_factory=dict)
+    account: str | None = None
+    asked_account: Any = None
     asking: set[Kind] = field(default_factory=set)
     dropped: bool = False
 
@@ -131,6 +134,7 @@ class X2GoListSessionsCache:
             self.delete(profile_name)
             raise _control_session_exception("the X2Go control session is not connected")
         _note_terminals(profile, control)
+        self._learn_account(profile_name, profile, control)
         wanted = (
             (Kind.SESSIONS, update_sessions),
             (Kind.DESKTOPS, update_desktops),
@@ -264,17 +268,54 @@ class X2GoListSessionsCache:
             if snapshot is None:
                 return None
             said_at = before - snapshot.age
-            match kind:
-                case Kind.SESSIONS:
-                    return _Listing(_sessions(snapshot, username), said_at)
-                case Kind.DESKTOPS:
-                    return _Listing(snapshot.desktops(), said_at)
-                case _:
-                    mounts = [(mount.session_name, mount.listed) for mount in snapshot.mounts()]
-                    return _Listing([mount for mount in mounts if belongs_to(mount[0], username)], said_at)
+            if kind is Kind.DESKTOPS:
+                return _Listing(snapshot.desktops(), said_at)
+            known = self._profiles.get(profile_name)
+            account = known.account if known is not None else None
+            if kind is Kind.SESSIONS:
+                sessions = _sessions(snapshot, username, account)
+                return None if sessions is None else _Listing(sessions, said_at)
+            mounts = [(mount.session_name, mount.listed) for mount in snapshot.mounts()]
+            if snapshot.username != username:
+                name = account or username
+                if session_names_tell((mount[0] for mount in mounts), name):
+                    mounts = [mount for mount in mounts if belongs_to(mount[0], name)]
+                else:
+                    listed = self._from_fleet(profile_name, Kind.SESSIONS, control)
+                    if listed is None:
+                        return None
+                    mounts = [mount for mount in mounts if mount[0] in listed.value]
+            return _Listing(mounts, said_at)
         except FleetError as exc:
             self._tell(f"the fleet can't answer for profile {name!r} now: {exc}")
             return None
+
+    def _learn_account(self, profile_name: str, profile: _Profile, control: Any) -> None:
+        """Learn what the server calls the account, where the fleet has no session by the name of the login.
+
+        A login as ``Alice`` may be one of ``alice``: X2Go's rows have the name that the server gives to the uid. The
+        server is asked for it over the client's connection, once.
+        """
+        if not self._settings.fallback or (profile.asked_account is not None and profile.asked_account() is control):
+            return
+        profile.account = None
+        found = self._from_fleet(profile_name, Kind.SESSIONS, control)
+        if found is None or not found.value:
+            profile.account = self._account_of(control)
+            profile.asked_account = weakref.ref(control)
+
+    def _account_of(self, control: Any) -> str | None:
+        said: list[str] = []
+
+        def ask() -> None:
+            with contextlib.suppress(Exception, _x2go_exceptions().X2GoControlSessionException):
+                _, stdout, _ = control._x2go_exec_command("id -un")
+                said.extend(stdout.read().decode().split("\n"))
+
+        thread = threading.Thread(target=ask, daemon=True, name="x2gofleet-live-account")
+        thread.start()
+        thread.join(self._settings.fallback_seconds)
+        return said[0] if said and is_username(said[0]) else None
 
     def _own(self, view: View, fleet_profile: str, address: str) -> Snapshot | None:
         """Return the snapshot of the server that the client is connected to, None where there is none."""
@@ -462,12 +503,20 @@ def _stdout(raw: Any) -> bytes:
     return stdout
 
 
-def _sessions(snapshot: Snapshot, username: str) -> SessionList:
-    """Return a user's sessions; a line of another user that is no row is nothing to this one."""
-    field_of_user = f"|{username}|".encode("utf-8", "surrogateescape")
-    lines = [line for line in snapshot.stdout.split(b"\n") if field_of_user in line]
-    listed = SessionList.from_stdout(b"\n".join(lines), server=snapshot.server)
-    return listed.for_user(username).without_finished()
+def _sessions(snapshot: Snapshot, username: str, account: str | None) -> SessionList | None:
+    """Return a user's sessions; a line of another user that is no row is nothing to this one.
+
+    ``account``: what the server calls the user, None where that is not known. None where the sessions may be under
+    another name.
+    """
+    if snapshot.username == username:
+        return snapshot.sessions().without_finished()
+    name = account or username
+    listed = SessionList.from_stdout(lines_of(snapshot.stdout, name), server=snapshot.server)
+    own = listed.for_user(name).without_finished()
+    if not own and account is None and other_names(snapshot.stdout, username):
+        return None
+    return own
 
 
 def _running(sessions: SessionList) -> list[str]:

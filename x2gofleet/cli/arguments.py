@@ -12,7 +12,8 @@ from typing import Any
 from x2gofleet.acl import Role, Topology, parse_version, user_name
 from x2gofleet.connection import url_from_environment
 from x2gofleet.events import decode_cursor
-from x2gofleet.keys import DEFAULT_NAMESPACE, is_server_id, is_username
+from x2gofleet.keys import DEFAULT_NAMESPACE, is_server_id
+from x2gofleet.usernames import check_username
 
 _EPILOG = """\
 examples:
@@ -42,8 +43,10 @@ class _Raw(argparse.RawDescriptionHelpFormatter):
 
 
 def _username(text: str) -> str:
-    if not is_username(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no user name: use letters, digits, '.', '_', '-' and '@'")
+    try:
+        check_username(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
     return text
 
 
@@ -140,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sessions = command("sessions", "the unfinished sessions of the fleet, a profile or a user")
     sessions.add_argument("--profile", metavar="P", help="only the servers of this profile")
-    sessions.add_argument("--user", metavar="U", help="only this user's")
+    sessions.add_argument("--user", metavar="U", type=_username, help="only this user's")
 
     desktops = command(
         "desktops",
@@ -152,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     mounts = command("mounts", "the client folders that are mounted in sessions")
     mounts.add_argument("--profile", metavar="P", help="only the servers of this profile")
-    mounts.add_argument("--user", metavar="U", help="only this user's")
+    mounts.add_argument("--user", metavar="U", type=_username, help="only this user's")
 
     refresh = command(
         "refresh", "have the servers of a profile polled now", "Asks the workers that own them, and waits."

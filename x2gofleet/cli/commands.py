@@ -15,7 +15,7 @@ from x2gofleet.cli.text import counted, duration
 from x2gofleet.errors import RefreshFailed, UnknownProfile
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import View
-from x2gofleet.questions import belongs_to
+from x2gofleet.owners import belongs_to
 from x2gofleet.snapshot import Snapshot
 
 

@@ -50,8 +50,8 @@ def test_a_request_as_it_is_sent() -> None:
         (lambda: SectionRequest(SectionKind.LOAD, "a"), "load has no signature"),
         (lambda: SectionRequest(SectionKind.MOUNTS, listing=Listing.COMMAND), "mounts has no signature and no listing"),
         (lambda: SectionRequest(SectionKind.LOAD, user="bob"), "load has no user"),
-        (lambda: SectionRequest(SectionKind.DESKTOPS, user="b\0b"), "without NUL"),
-        (lambda: Request(Scope.SERVER, (SectionRequest(SectionKind.DESKTOPS, user="\ud800"),), 5), "surrogates"),
+        (lambda: SectionRequest(SectionKind.DESKTOPS, user="b\0b"), "control character"),
+        (lambda: Request(Scope.SERVER, (SectionRequest(SectionKind.DESKTOPS, user="\ud800"),), 5), "cannot be printed"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(make: Any, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from x2gofleet.errors import InventoryError
-from x2gofleet.keys import is_username
+from x2gofleet.usernames import RULE, problem_of
 from x2gofleet_workers.importing.hosts import client_hosts
 from x2gofleet_workers.importing.ini import DEFAULT, FALSE, IniFile, Section, quoted
 from x2gofleet_workers.importing.keys import READ, check_direct, check_keys, check_text, ssh_port
@@ -80,8 +80,8 @@ def _profile(file: IniFile, section: Section) -> ImportedProfile | None:
         file.fail(section, "host", reason, "name the server: host=ts01.example.org")
     hosts = client_hosts(file, section, values["host"], port)
     if user and key:
-        if not is_username(user):
-            file.fail(section, "user", f"{quoted(user)} is no user name", "use letters, digits, '.', '_', '-' and '@'")
+        if problem := problem_of(user):
+            file.fail(section, "user", f"{quoted(user)} is no user name: {problem}", RULE)
         if not key.startswith(("/", "~/")) or not key.isprintable():
             file.fail(section, "key", f"{quoted(key)} is no full path", "write it from / or ~/ on")
     line, host_line = max(section.line, 1), file.line(section, "host")

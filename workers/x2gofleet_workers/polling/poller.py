@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from x2gofleet.errors import WorkerExhausted
-from x2gofleet.keys import is_username, target_id
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Outcome, Store
+from x2gofleet.usernames import check_username
 from x2gofleet_workers.hints import NO_HINTS, Hints
 from x2gofleet_workers.inventory import Target, polled_kinds
 from x2gofleet_workers.metrics import NO_METRICS, Condition, Metrics, StaleReason
@@ -161,11 +161,9 @@ class TargetPoller:
         """
         report = PollReport()
         if username is not None:
-            target_id(self.target.server, username)
+            check_username(username)
         quick = [kind for kind in kinds if kind in quick_kinds(self.target)]
         slow = [kind for kind in kinds if kind in slow_kinds(self.target)]
-        if username is not None and not is_username(username):
-            raise ValueError(f"{username!r} is no user name")
         of_users = Kind.DESKTOPS in slow and is_of_users(self.target, Kind.DESKTOPS)
         needs_listing = of_users and username is None and self._writer.stored_listing is None
         if quick or not self.connected or needs_listing:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from x2gofleet.errors import PollError
 from x2gofleet.events import compare
 from x2gofleet.hints import Hint
-from x2gofleet.keys import is_username
 from x2gofleet.kinds import Kind
 from x2gofleet.parsing import parse_sessions
 from x2gofleet.snapshot import digest_of
 from x2gofleet.store import Lease, Listing, Outcome
+from x2gofleet.usernames import is_username
 from x2gofleet_workers.polling.context import PollContext, PollMoment
 from x2gofleet_workers.probe.proof import Proven
 from x2gofleet_workers.probe.requests import NO_SIGNATURE

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from x2gofleet.errors import HostNameChanged, ListingFailed, NotProven
 from x2gofleet.load import LoadReport
+from x2gofleet.usernames import user_of_desktop
 from x2gofleet_workers.probe.faults import error_of_section
 from x2gofleet_workers.probe.protocol import Record, Section
 from x2gofleet_workers.text import show
@@ -22,7 +23,8 @@ FEWER_FIELDS = 14
 MAX_REASONS = 1000
 STATUSES = frozenset((b"R", b"S", b"F", b"T"))
 _SUSPENDED = frozenset((b"SUSPENDED", b"SUSPENDING"))
-_DESKTOP = re.compile(rb"[^|\s]+@:\d+\Z")
+# A desktop that a user with an "@" in the name shares: x2golistdesktops cuts the display off.
+_CUT_DESKTOP = re.compile(rb"[^|:\s@]+@[^|:\s@]+\Z")
 _DISPLAY = re.compile(rb"[0-9]{1,9}\Z")
 _NUMBER = re.compile(rb"(?:-?[0-9]{1,10})?\Z")
 _AGE = re.compile(rb"-?[0-9]{1,12}\Z")
@@ -62,7 +64,8 @@ def prove_sessions(
         raise error_of_section(section, login=login)
     if scope == "user":
         _require_success(section, "x2golistsessions")
-        return _user_rows(section.stdout, {login.encode(), user.encode() or login.encode()})
+        # X2Go writes the name of the uid, whatever the login was called.
+        return _user_rows(section.stdout, {login.encode(), user.encode("utf-8", "surrogateescape") or login.encode()})
     host = section.host
     if hostname and _short(hostname) != _short(host):
         raise HostNameChanged(
@@ -335,12 +338,15 @@ def prove_desktops(section: Section, *, login: str) -> Proven:
     if section.error is not None:
         raise error_of_section(section, login=login)
     _require_success(section, "x2golistdesktops")
-    kept, rejected = [], []
+    kept, rejected, cut = [], [], 0
     for number, line in enumerate(section.stdout.split(b"\n"), 1):
-        if _DESKTOP.match(line):
+        if user_of_desktop(line.decode("utf-8", "surrogateescape")) is not None:
             kept.append(line + b"\n")
+        elif _CUT_DESKTOP.match(line):
+            cut += 1
+            rejected.append(f"line {number}: the display is missing: X2Go cuts it off where a user name has an @")
         elif line.strip():
             rejected.append(f"line {number}: not a desktop")
-    if rejected and not kept:
+    if len(rejected) > cut and not kept:
         raise ListingFailed(f"x2golistdesktops printed no desktop but: {_first_words(section.stdout) or rejected[0]}")
     return Proven(b"".join(kept), tuple(rejected[:MAX_REASONS]), len(rejected), source="command")

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from x2gofleet.errors import NotProven
 from x2gofleet.kinds import Kind
+from x2gofleet.usernames import check_username
 from x2gofleet_workers.probe.frames import MAX_WORDS_BYTES
 from x2gofleet_workers.probe.words import decode_words, encode_words, number_of, text_of
 
@@ -83,15 +84,15 @@ class SectionRequest:
     def __post_init__(self) -> None:
         if not is_signature(self.signature):
             raise ValueError(f"expected a signature of 1 to {MAX_SIGNATURE_BYTES} of 0-9 a-z . -")
-        if "\0" in self.user:
-            raise ValueError("expected a user name without NUL")
+        if self.user:
+            check_username(self.user)
         if self.kind is not SectionKind.SESSIONS and (self.signature != NO_SIGNATURE or self.listing != "records"):
             raise ValueError(f"a section {self.kind} has no signature and no listing")
         if self.kind is not SectionKind.DESKTOPS and self.user:
             raise ValueError(f"a section {self.kind} has no user")
 
     def encode(self) -> bytes:
-        """Return the section as a line of words. Raises ValueError for a user name that is not UTF-8."""
+        """Return the section as a line of words."""
         pairs: list[tuple[str, str]] = [("section", self.kind)]
         if self.kind is SectionKind.SESSIONS:
             pairs += [("signature", self.signature), ("listing", self.listing)]
