@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pwd
@@ -139,6 +140,7 @@ class BrokerHost:
     def __init__(self, directory: Path, servers: Mapping[str, RealX2GoServer]) -> None:
         self.namespace = Namespace(directory, "broker")
         self._servers = servers
+        self._uids = itertools.count()
 
     def __enter__(self) -> BrokerHost:
         self.namespace.start()
@@ -173,7 +175,19 @@ class BrokerHost:
             lines.append(f"[{server.host}]:{server.port},[{name}]:{server.port} {host_key}\n")
         self.namespace.path(f"{HOME}/.ssh/known_hosts").write_text("".join(lines))
         self.namespace.run(["chown", "-R", f"{USER}:{USER}", f"{HOME}/.ssh", "/var/log/x2gobroker"])
+        for server in self._servers.values():
+            self.know(*server.users())
         self.configure({})
+
+    def know(self, *users: str) -> None:
+        """Have the name service of this host know users, as one of the same directory as the servers' does."""
+        passwd = self.namespace.path("/etc/passwd")
+        known = {line.partition(":")[0] for line in passwd.read_text().splitlines()}
+        with passwd.open("a") as lines:
+            for user in dict.fromkeys(users):
+                if user not in known:
+                    uid = 30_001 + next(self._uids)
+                    lines.write(f"{user}:x:{uid}:{uid}::/nonexistent:/usr/sbin/nologin\n")
 
     def configure(self, profiles: Profiles, *, load_checker: bool = False, more: str = "") -> None:
         """Write the broker's configuration and session profiles; hosts with the addresses and ports of the servers."""

@@ -224,6 +224,20 @@ class RealX2GoServer:
         home.mkdir(mode=0o755)
         os.chown(home, uid, uid)
 
+    def add_alias(self, name: str, account: str) -> None:
+        """Give an account another name, as sssd and winbind do: the same uid, which is still called as before."""
+        passwd = self.path("/etc/passwd")
+        line = next(line for line in passwd.read_text().splitlines() if line.startswith(f"{account}:"))
+        with passwd.open("a") as lines:
+            lines.write(f"{name}{line.removeprefix(account)}\n")
+
+    def users(self) -> tuple[str, ...]:
+        """Who has a login, root and system accounts aside."""
+        fields = [line.split(":") for line in self.path("/etc/passwd").read_text().splitlines()]
+        return tuple(
+            field[0] for field in fields if len(field) > 2 and int(field[2]) in range(FIRST_UID, FIRST_UID + 9999)
+        )
+
     def allow_sudo(self, user: str, rule: str) -> None:
         """Give `user` a sudoers rule, such as `ALL=(root) NOPASSWD: /usr/sbin/x2golistsessions_root`."""
         file = f"/etc/sudoers.d/harness-{next(self._next_number)}"

@@ -104,6 +104,7 @@ def test_logins_that_have_no_session_yet_are_spread_and_a_drained_server_gets_no
     site: Site, load_checker: bool
 ) -> None:
     settle(site)
+    site.broker.know(*(f"{kind}{number}" for kind in ("user", "later") for number in range(10)))
     site.broker.configure(site.profiles(), load_checker=load_checker)
     before = site.connections()
     with site.broker.daemon(site.settings) as daemon:
@@ -130,6 +131,7 @@ def test_hosts_are_found_with_and_without_their_domain(site: Site) -> None:
     site.poll()
     hosts = ", ".join(f"{name}.example.org ({s.host}:{s.port})" for name, s in site.servers.items())
     site.broker.configure({}, more=f"\n[{PROFILE}]\nname = mate\nhost = {hosts}\n")
+    site.broker.know(*(f"user{number}" for number in range(5)))
     before = site.connections()
     with site.broker.daemon(site.settings) as daemon:
         listed, _ = daemon.profiles("alice")
@@ -147,6 +149,7 @@ def test_a_hung_server_and_a_redis_that_is_down_do_not_stop_logins(site: Site) -
     site.servers["ts02"].change_status("alice", name, "S")
     site.poll()
     site.broker.configure(site.profiles())
+    site.broker.know(*(f"user{number}" for number in range(5)))
 
     def waited_for_ts03() -> int:
         lines = site.broker.broker_log().splitlines()

@@ -36,6 +36,9 @@ def no_agent(task, **arguments):
 x2gobroker.agent.has_remote_broker_agent_setup = lambda: True
 x2gobroker.agent._call_remote_broker_agent = lambda username, task, **arguments: no_agent(task)
 activation = adapter.activate(BrokerSettings(**{settings!r}))
+# A host that knows the users as its servers do: each login is the name of an account, but for those told here.
+aliases = {{}}
+activation.accounts._look_up = lambda login: aliases.get(login, login)
 
 def broker():
     return x2gobroker.brokers.inifile_broker.X2GoBroker()
@@ -202,3 +205,94 @@ def test_of_rows_with_one_name_only_that_of_the_host_that_does_not_listen_is_rem
             (["a|n|1|h1|R|d", "a|n|1|h1|S|d"], "a|n|1|h1|S|d", ["a|n|1|h1|R|d"]),
         ):
             assert broker.side.run(f"rows = _Selectable({rows!r}); rows.remove({removed!r})", "rows") == left
+
+
+# The agents of the hosts answer from these rows, by host and login; what they are asked is in `asked`.
+AGENTS = """
+rows = {rows!r}
+
+def agent(username, task, remote_agent=None, **arguments):
+    asked.append([task, username, remote_agent["hostname"]])
+    return True, rows.get(remote_agent["hostname"], {{}}).get(username, [])
+
+x2gobroker.agent._call_remote_broker_agent = agent
+aliases.update({aliases!r})
+activation.accounts._look_up = aliases.get
+"""
+
+
+def resumed(broker: Broker, username: str) -> str | None:
+    """Return the name of the session that a login is offered, None where there is none."""
+    selected = broker.side.value(f"broker().select_session('mate', {username!r})")
+    return selected["session_info"].split("|")[1] if "session_info" in selected else None
+
+
+@pytest.mark.parametrize("login", ["Alice", "alice@corp.example.org", "CORP\\alice", "asmith"])
+def test_an_alias_that_the_broker_s_host_knows_is_answered_from_the_cache(
+    start: Start, fleet: FleetBuilder, login: str
+) -> None:
+    told(fleet, "ts01", "ts02")
+    fleet.listing("ts02", Kind.SESSIONS, row("alice", status="S", hostname="ts02"))
+    with start("ts01, ts02") as broker:
+        broker.side.run(AGENTS.format(rows={}, aliases={login: "alice"}))
+        assert resumed(broker, login) == session_name("alice")
+        assert broker.side.value("broker().get_profile_for_user('mate', " + repr(login) + ")['status']") == "S"
+        assert broker.side.value("asked") == []
+
+
+@pytest.mark.parametrize("login", ["Alice", "alice@corp.example.org", "corp+alice"])
+def test_an_alias_that_the_host_does_not_know_is_asked_of_the_server_that_may_have_its_session(
+    start: Start, fleet: FleetBuilder, login: str
+) -> None:
+    told(fleet, "ts01", "ts02", "ts03")
+    own = row("alice", status="S", hostname="ts02")
+    fleet.listing("ts02", Kind.SESSIONS, own)
+    with start("ts01, ts02, ts03") as broker:
+        rows = {"ts02": {login: [own.decode().strip()]}}
+        broker.side.run(AGENTS.format(rows=rows, aliases={}))
+        assert resumed(broker, login) == session_name("alice")
+        assert broker.side.value("asked") == [["listsessions", login, "ts02"]]
+        # What the agent said is remembered: no login after it asks.
+        assert resumed(broker, login) == session_name("alice")
+        assert len(broker.side.value("asked")) == 1
+
+
+def test_an_alias_that_is_another_account_after_all_gets_a_new_session(
+    start: Start, fleet: FleetBuilder, reader: FleetCache
+) -> None:
+    told(fleet, "ts01", "ts02")
+    fleet.listing("ts02", Kind.SESSIONS, row("alice", status="S", hostname="ts02"))
+    with start("ts01, ts02") as broker:
+        broker.side.run(AGENTS.format(rows={}, aliases={}))
+        assert broker.side.value("broker().select_session('mate', 'CORP\\\\alice')")["server"] == "ts01"
+        # As x2gobroker has to write it for the two shells before the agent.
+        assert broker.side.value("asked") == [["listsessions", "CORP\\\\alice", "ts02"]]
+    assert reader.reservations("mate") == {"ts01": 1, "ts02": 0}
+
+
+@pytest.mark.parametrize(("unknown_names", "asked"), [("ask", 1), ("cached", 0)])
+def test_a_name_that_nobody_knows_is_asked_of_an_agent_until_it_has_a_session(
+    start: Start, fleet: FleetBuilder, unknown_names: str, asked: int
+) -> None:
+    told(fleet, "ts01", "ts02")
+    with start("ts01, ts02", unknown_names=unknown_names) as broker:
+        broker.side.run(AGENTS.format(rows={}, aliases={}))
+        assert resumed(broker, "carol") is None
+        assert [task for task, *_ in broker.side.value("asked")] == ["listsessions"] * asked
+        fleet.listing("ts01", Kind.SESSIONS, row("carol"))
+        assert resumed(broker, "carol") == session_name("carol")
+        fleet.listing("ts01", Kind.SESSIONS, b"")
+        assert resumed(broker, "carol") is None
+        assert len([task for task, *_ in broker.side.value("asked") if task == "listsessions"]) == asked
+
+
+@pytest.mark.parametrize("prefix", ["user", "corp+user", "CORP\\user", "u" * 78, "Алиса"])
+def test_twelve_logins_spread_over_three_idle_servers(
+    start: Start, fleet: FleetBuilder, reader: FleetCache, prefix: str
+) -> None:
+    told(fleet, "ts01", "ts02", "ts03")
+    with start("ts01, ts02, ts03") as broker:
+        chosen = [broker.select(f"{prefix}{number:02}")["server"] for number in range(12)]
+        assert broker.side.value("list(activation.fleet._said)") == []
+    assert {host: chosen.count(host) for host in chosen} == {"ts01": 4, "ts02": 4, "ts03": 4}
+    assert reader.reservations("mate") == {"ts01": 4, "ts02": 4, "ts03": 4}

@@ -28,6 +28,7 @@ def test_no_password_is_shown() -> None:
     shown = str(BrokerSettings(redis_url="rediss://broker:s3cret@redis.example.org/0"))
     assert "s3cret" not in shown
     assert "namespace=x2gofleet, fallback=live, live_seconds=5.0, request_seconds=20.0" in shown
+    assert shown.endswith("unknown_names=ask")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ def test_no_password_is_shown() -> None:
         ("request_seconds = 0", "request_seconds: expected seconds from 0.1 to 3600, not 0"),
         ("refresh_seconds = -1", "expected seconds from 0 to 3600"),
         ('fallback = "maybe"', "expected live or none, not 'maybe'"),
+        ('unknown_names = "maybe"', "expected ask or cached, not 'maybe'"),
         ("fallback = 1", "expected a text, not 1"),
         ('trust_polls = "perhaps"', "expected true or false"),
         ('namespace = "a b"', "is no namespace"),

@@ -94,6 +94,11 @@ def usable_rows(lines: Iterable[str]) -> list[str]:
     return [line for line in lines if _usable(line) is not None]
 
 
+def names_in(lines: Iterable[str]) -> list[str]:
+    """Return the users of usable rows, as X2Go names them."""
+    return list(dict.fromkeys(row.username for row in map(_usable, lines) if row is not None))
+
+
 def _usable(line: str) -> SessionInfo | None:
     rows, _ = parse_sessions(line.encode("utf-8", "surrogateescape"))
     for row in rows:
@@ -150,18 +155,16 @@ def owner_of(view: BrokerView, username: str, session_name: str) -> str | None:
     return None
 
 
-def has_sessions(view: BrokerView, username: str) -> bool:
-    """Whether any host has an unfinished session of a user, as X2Go names it."""
-    return any(
-        standing.owner_of(row) == username for host, standing in view.standings.items() for row in view.unfinished(host)
-    )
+def users_of_view(view: BrokerView) -> set[str]:
+    """Return who has an unfinished session on any host, as X2Go names them."""
+    return {standing.owner_of(row) for host, standing in view.standings.items() for row in view.unfinished(host)}
 
 
 def other_accounts(view: BrokerView, username: str) -> dict[str, str]:
-    """Return the hosts that have sessions of users who may be the same account, by the name of that user."""
+    """Return the hosts that are up and have sessions of users who may be the same account, by the name of that user."""
     found: dict[str, str] = {}
     for host, standing in view.standings.items():
-        if standing.sessions is not None and standing.target.username is None:
+        if standing.sessions is not None and not standing.down and standing.target.username is None:
             found.update((name, host) for name in sorted(other_names(standing.sessions.stdout, username)))
     return found
 

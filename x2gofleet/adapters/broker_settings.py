@@ -21,6 +21,7 @@ _VARIABLES = {
     "refresh_seconds": "X2GOFLEET_BROKER_REFRESH_SECONDS",
     "reserve_seconds": "X2GOFLEET_BROKER_RESERVE_SECONDS",
     "trust_polls": "X2GOFLEET_BROKER_TRUST_POLLS",
+    "unknown_names": "X2GOFLEET_BROKER_UNKNOWN_NAMES",
 }
 _LONGEST_SECONDS = 3600.0
 
@@ -38,7 +39,8 @@ class BrokerSettings:
     client. ``refresh_seconds``: how long a refresh after a suspend or
     terminate may take, in the background; 0 does without. ``reserve_seconds``: how long a chosen server counts a login
     that has no session yet; 0 reserves nothing. ``trust_polls``: whether the newest poll of a server stands for a port
-    scan of it.
+    scan of it. ``unknown_names``: for a login without sessions in the cache that neither a listing nor this host's name
+    service knows, ``ask`` asks an agent, ``cached`` says that there are none.
     """
 
     redis_url: str = DEFAULT_URL
@@ -49,6 +51,7 @@ class BrokerSettings:
     refresh_seconds: float = 10.0
     reserve_seconds: float = 60.0
     trust_polls: bool = True
+    unknown_names: str = "ask"
 
     @classmethod
     def read(cls, config: str | None = None, environ: Mapping[str, str] = os.environ) -> Self:
@@ -83,8 +86,9 @@ class BrokerSettings:
             # Whatever it is, a URL in it may have a password.
             shown = type(value).__name__ if name == "redis_url" else repr(value)
             raise SettingsError(f"{where}: expected a text, not {shown}")
-        if name == "fallback" and value not in ("live", "none"):
-            raise SettingsError(f"{where}: expected live or none, not {value!r}")
+        choice = {"fallback": ("live", "none"), "unknown_names": ("ask", "cached")}.get(name)
+        if choice is not None and value not in choice:
+            raise SettingsError(f"{where}: expected {' or '.join(choice)}, not {value!r}")
         if name == "namespace":
             try:
                 Keys(value)

@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from x2gofleet.adapters import broker_answers as answers
+from x2gofleet.adapters.broker_accounts import Accounts
 from x2gofleet.adapters.broker_answers import BrokerView
 from x2gofleet.adapters.broker_config import forgetting, remembering_defaults, remembering_section
 from x2gofleet.adapters.broker_fleet import BrokerFleet
@@ -26,6 +27,7 @@ from x2gofleet.adapters.broker_guard import AS_IT_IS, Guard, OnFailure, RequestF
 from x2gofleet.adapters.broker_hosts import BrokerProfile
 from x2gofleet.adapters.broker_settings import BrokerSettings, SettingsError
 from x2gofleet.adapters.live_agent import AgentError, LiveAgents, closed_with_its_call
+from x2gofleet.usernames import for_nested_shell
 
 T = TypeVar("T")
 
@@ -44,6 +46,7 @@ class _Step:
         self.fleet, self.broker, self.profile_id, self.username = fleet, broker, profile_id, username
         self.placed: str | None = None
         self.selecting = False
+        self.account = username
         self.known: BrokerView | None = None
         self._asked = False
 
@@ -78,6 +81,7 @@ class Activation:
 
         self.settings, self.logger = settings, logger
         self.fleet = BrokerFleet(settings, logger)
+        self.accounts = Accounts()
         self.live_agents = LiveAgents(settings.live_seconds, settings.request_seconds)
         self.guard = Guard(logger)
         self._agent, self._utils = x2gobroker.agent, x2gobroker.utils
@@ -182,15 +186,30 @@ class Activation:
     def _list_sessions(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def list_sessions(username: str, remote_agent: Any = None, *args: Any, **kwargs: Any) -> tuple[bool, list[str]]:
             view = self._view(remote_agent, username)
+            name, asked = None, remote_agent
             if view is not None:
-                return True, self._selectable(answers.session_rows(view, username, self._utils.matching_hostnames))
-            nothing: tuple[bool, list[str]] = (False, [])
-            success, rows = self._live(
-                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), unasked=nothing
-            )
-            return success, self._selectable(answers.usable_rows(rows))
+                account = self.accounts.of(view, username)
+                name = account.name or (username if self.settings.unknown_names == "cached" else None)
+                if account.hosts:
+                    name, asked = None, self._agent_of(account.hosts[0], remote_agent)
+            if view is None or name is None:
+                nothing: tuple[bool, list[str]] = (False, [])
+                login = _for_shell(username, asked)
+                success, rows = self._live(asked, lambda: original(login, asked, *args, **kwargs), unasked=nothing)
+                rows = answers.usable_rows(rows)
+                name = self._learned(view, username, rows)
+                if view is None or name is None:
+                    return success, self._selectable(rows)
+            return True, self._selectable(answers.session_rows(view, name, self._utils.matching_hostnames))
 
         return list_sessions
+
+    def _learned(self, view: BrokerView | None, username: str, rows: Sequence[str]) -> str | None:
+        """Return the name by which the cache has the sessions that a live agent listed, None where it has none."""
+        names = answers.names_in(rows)
+        self.accounts.learn(username, names)
+        users = answers.users_of_view(view) if view is not None else ()
+        return next((name for name in names if name in users), None)
 
     def _selectable(self, rows: list[str]) -> list[str]:
         step = self._step.get()
@@ -204,7 +223,8 @@ class Activation:
         if step is None or not step.selecting:
             return counts, False
         if step.placed is None:
-            step.placed = self.fleet.place(view, username)
+            step.account = self.accounts.of(view, username).name or username
+            step.placed = self.fleet.place(view, step.account)
         if step.placed is None:
             return counts, False
         factors = remote_agent.get("load_factors") if isinstance(remote_agent, Mapping) else None
@@ -217,9 +237,8 @@ class Activation:
             view = self._view(remote_agent, username)
             if view is not None:
                 return True, self._counts(view, username, remote_agent)[0]
-            return self._live(
-                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), unasked=(False, {})
-            )
+            login = _for_shell(username, remote_agent)
+            return self._live(remote_agent, lambda: original(login, remote_agent, *args, **kwargs), unasked=(False, {}))
 
         return get_servers
 
@@ -234,9 +253,8 @@ class Activation:
                 if chosen:
                     usage = {host: max(1, percent) for host, percent in usage.items()}
                 return bool(usage), usage
-            return self._live(
-                remote_agent, lambda: original(username, remote_agent, *args, **kwargs), unasked=(False, {})
-            )
+            login = _for_shell(username, remote_agent)
+            return self._live(remote_agent, lambda: original(login, remote_agent, *args, **kwargs), unasked=(False, {}))
 
         return find_busy_servers
 
@@ -262,10 +280,12 @@ class Activation:
             view = self._view(remote_agent, username)
             target = remote_agent
             if view is not None:
-                target = self._own_agent(view, username, session_name, remote_agent)
+                account = self.accounts.of(view, username).name or username
+                target = self._own_agent(view, account, session_name, remote_agent)
+            login = _for_shell(username, target)
             try:
                 changed: tuple[bool, list[str]] = self._live(
-                    target, lambda: original(username, session_name, target, *args, **kwargs)
+                    target, lambda: original(login, session_name, target, *args, **kwargs)
                 )
                 return changed
             except AgentError as exc:
@@ -278,17 +298,24 @@ class Activation:
 
     def _own_agent(self, view: BrokerView, username: str, session_name: str, remote_agent: Any) -> Any:
         """Return the agent of the server that has a session, on SQLite the only one that can change it."""
+        owner = answers.owner_of(view, username, session_name)
+        return remote_agent if owner is None else self._agent_of(owner, remote_agent)
+
+    def _agent_of(self, name: str, remote_agent: Any) -> Any:
+        """Return the agent of a host of the profile that another agent is of; that one where there is no other."""
+        if not isinstance(remote_agent, Mapping):
+            return remote_agent
         step = self._step.get()
         profile = step.profile if step is not None else remote_agent.get(CARRIED)
-        owner = answers.owner_of(view, username, session_name)
-        if owner is None or not isinstance(remote_agent, Mapping) or not isinstance(profile, BrokerProfile):
+        if not isinstance(profile, BrokerProfile):
             return remote_agent
-        host = next(host for host in profile.hosts if host.name == owner)
+        host = next(host for host in profile.hosts if host.name == name)
         return {**remote_agent, "hostname": host.name, "hostaddr": host.address, "port": host.port}
 
     def _add_authorized_key(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def add_authorized_key(*args: Any, **kwargs: Any) -> Any:
             remote_agent = kwargs.get("remote_agent", args[3] if len(args) > 3 else None)
+            args, kwargs = _with_login_for_shell(args, kwargs, remote_agent)
             return self._live(remote_agent, lambda: original(*args, **kwargs))
 
         return add_authorized_key
@@ -300,6 +327,7 @@ class Activation:
                 # with, would leave a second broker behind.
                 return original(*args, **kwargs)
             remote_agent = kwargs.get("remote_agent", args[3] if len(args) > 3 else None)
+            args, kwargs = _with_login_for_shell(args, kwargs, remote_agent)
             return self._live(remote_agent, lambda: original(*args, **kwargs))
 
         return delete_authorized_key
@@ -393,8 +421,8 @@ class Activation:
 
     def _selected(self, step: _Step, selected: dict[str, Any]) -> dict[str, Any]:
         """Reserve the host that the broker chose for a new session, and let it have none that is drained."""
-        view, username = step.known, step.username
-        if view is None or username is None or "session_info" in selected:
+        view, account = step.known, step.account
+        if view is None or account is None or "session_info" in selected:
             return selected
         host = step.profile.host_at(selected["server"], selected.get("port"))
         if host is not None and selected["server"] not in (host.address, host.name):
@@ -402,13 +430,26 @@ class Activation:
         name = host.name if host is not None else None
         refused = name is not None and view.is_drained(name)
         if step.placed is not None and (refused or name != step.placed):
-            self.fleet.release(view, step.placed, username)
+            self.fleet.release(view, step.placed, account)
         if refused:
             self.logger.error("x2gofleet: profile %s: every server that is up is drained", step.profile_id)
             return {"server": NO_SERVER, "port": selected.get("port", 22)}
         if name is not None and name != step.placed:
-            self.fleet.reserve(view, name, username)
+            self.fleet.reserve(view, name, account)
         return selected
+
+
+def _for_shell(username: str, remote_agent: object) -> str:
+    """Return a login for an agent: x2gobroker puts it unquoted into the command line of a remote one."""
+    return for_nested_shell(username) if isinstance(remote_agent, Mapping) else username
+
+
+def _with_login_for_shell(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], remote_agent: object
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (_for_shell(args[0], remote_agent), *args[1:]), dict(kwargs)
+    return args, {**kwargs, "username": _for_shell(kwargs["username"], remote_agent)}
 
 
 def _no_load(_backend: str, _profile_id: str, hostname: str | None = None) -> dict[str, Any] | str:
