@@ -15,7 +15,7 @@ import redis
 from tests.conftest import FleetBuilder
 from tests.system_python import RaisedThere, SystemPython, require
 from tests.waiting import SLACK_SECONDS, wait_until
-from x2gofleet.keys import Keys
+from x2gofleet.keys import Keys, target_id
 from x2gofleet.kinds import Kind
 
 from .reader import OwnValkey, Request, StubWorker, row, session_name
@@ -437,3 +437,79 @@ def test_what_is_unknown_is_not_cached(
     none: dict[str, Any] = {"sessions": {}, "desktops": [], "mounts": {}}
     assert listed == ((none if idle else there)[kind] if known else None)
     assert adapter.cached(kind) is known
+
+
+# What a server says of `id -un`, and how often it was asked.
+ID = """
+import io
+names = []
+def told(command):
+    names.append(command)
+    return io.BytesIO(), io.BytesIO({said!r}), io.BytesIO()
+control._x2go_exec_command = told
+"""
+
+
+@pytest.mark.parametrize("login", ["Alice", "alice@corp.example.org", "asmith"])
+def test_a_login_by_another_name_has_the_account_s_sessions(adapter: Adapter, fleet: FleetBuilder, login: str) -> None:
+    fleet.publish({"mate": ["ts01"]})
+    fleet.listing("ts01", "sessions", row("alice", 50, "S") + row("bob", 60))
+    fleet.listing("ts01", "mounts", f"{session_name('alice')}|10.1.2.3|/m\n{session_name('bob', 60)}|10.1.2.4|/n\n")
+    adapter.python.run(f"control.username = {login!r}\n" + ID.format(said=b"alice\n"))
+    adapter.python.run("cache.update('mate', update_mounts=True); cache.update('mate')")
+    assert adapter.statuses() == {session_name("alice"): "S"}
+    assert adapter.value("cache.list_mounts('mate')") == {session_name("alice"): ["10.1.2.3|/m"]}
+    # Asked once for each connection, and no list over it.
+    assert adapter.value("[names, control.asked]") == [["id -un"], []]
+
+
+def test_where_the_server_can_not_say_the_name_it_is_asked_for_the_sessions(
+    adapter: Adapter, fleet: FleetBuilder
+) -> None:
+    fleet.publish({"mate": ["ts01"]})
+    fleet.listing("ts01", "sessions", row("alice", 50, "S"))
+    adapter.python.run(f"control.username, control.sessions = 'Alice', {row('alice', 50, 'S')!r}")
+    assert adapter.cached("sessions") is False
+    adapter.python.run("cache.update('mate')")
+    assert adapter.statuses() == {session_name("alice"): "S"}
+    assert adapter.value("control.asked") == ["sessions"]
+
+
+def test_without_asking_live_an_alias_is_not_cached_and_never_no_sessions(
+    adapter: Adapter, fleet: FleetBuilder
+) -> None:
+    fleet.publish({"mate": ["ts01"]})
+    fleet.listing("ts01", "sessions", row("alice", 50, "S"))
+    fleet.listing("ts01", "mounts", f"{session_name('alice')}|10.1.2.3|/m\n")
+    adapter.make("fallback=False")
+    adapter.python.run("control.username = 'CORP\\\\alice'\n" + ID.format(said=b"alice\n"))
+    adapter.python.run("cache.update('mate', update_mounts=True)")
+    assert adapter.statuses() is None
+    assert [adapter.cached(kind) for kind in ("sessions", "mounts")] == [False, False]
+    assert adapter.value("names") == []
+
+
+@pytest.mark.parametrize("login", ["corp+alice", "CORP\\alice", "l" * 80, "Алиса", "carol@corp.example.org"])
+def test_any_name_has_its_own_sessions_desktops_and_mounts(adapter: Adapter, fleet: FleetBuilder, login: str) -> None:
+    own, other = "x-50-1795000000_stDMATE_dp24", "x-51-1795000000_stDMATE_dp24"
+    fleet.publish({"mate": ["ts01"]})
+    fleet.listing("ts01", "sessions", row(login, 50, name=own) + row("somebody", 51, name=other))
+    name = "".join(each for each in login if each.isascii() and (each.isalnum() or each in "._@-"))
+    if name == login:
+        own, other = f"{login}-50-1795000000_stDMATE_dp24", "somebody-51-1795000000_stDMATE_dp24"
+        fleet.listing("ts01", "sessions", row(login, 50, name=own) + row("somebody", 51, name=other))
+    fleet.listing("ts01", "mounts", f"{own}|10.1.2.3|/m\n{other}|10.1.2.4|/n\n")
+    fleet.listing(target_id("ts01", login), "desktops", f"{login}@:50\n")
+    adapter.python.run(f"control.username = {login!r}")
+    assert adapter.statuses() == {own: "R"}
+    assert adapter.value("cache.list_desktops('mate')") == [f"{login}@:50"]
+    assert adapter.value("cache.list_mounts('mate')") == {own: ["10.1.2.3|/m"]}
+
+
+def test_a_user_s_own_target_answers_for_the_login_whatever_its_rows_say(adapter: Adapter, fleet: FleetBuilder) -> None:
+    fleet.publish({"mate": ["Alice@ts01"]})
+    fleet.listing("Alice@ts01", "sessions", row("alice", 50, "S"))
+    fleet.listing("Alice@ts01", "mounts", f"{session_name('alice')}|10.1.2.3|/m\n")
+    adapter.python.run("control.username = 'Alice'")
+    assert adapter.statuses() == {session_name("alice"): "S"}
+    assert adapter.value("cache.list_mounts('mate')") == {session_name("alice"): ["10.1.2.3|/m"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from x2gofleet_workers.polling.sections import is_of_users, quick_kinds, request_for, slow_kinds
+from x2gofleet_workers.polling.sections import fitting_users, is_of_users, quick_kinds, request_for, slow_kinds
 from x2gofleet_workers.probe.protocol import Listing, Scope, SectionKind, SectionRequest
 from x2gofleet_workers.ssh import Deadline
 
@@ -49,3 +49,16 @@ def test_the_probe_gives_up_before_the_poll_does(left: float, seconds: int) -> N
     request = request_for(make_target(), [Kind.LOAD], Deadline(left, monotonic=ManualClock()))
     assert request is not None
     assert request.seconds == seconds
+
+
+def test_a_request_has_room_for_its_users_however_many_and_long_their_names_are() -> None:
+    target = make_target("ts01")
+    many = tuple(f"{'ü' * 120}{number}" for number in range(1000))
+    users = fitting_users(many)
+    assert users == many[: len(users)]
+    assert 50 < len(users) < 1000
+    kinds = (Kind.DESKTOPS, Kind.MOUNTS, Kind.SESSIONS, Kind.LOAD)
+    assert request_for(target, kinds, Deadline(20), signature="9" * 64, users=users) is not None
+    with pytest.raises(ValueError, match="at most"):
+        request_for(target, kinds, Deadline(20), users=many)
+    assert fitting_users(("alice", "bob")) == ("alice", "bob")

@@ -21,7 +21,7 @@ from x2gofleet_workers.polling.host_names import HostNames
 from x2gofleet_workers.polling.lanes import QUICK, SLOW, Lane, nothing
 from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.reports import Counters, PollReport
-from x2gofleet_workers.polling.sections import is_of_users, quick_kinds, slow_kinds
+from x2gofleet_workers.polling.sections import fitting_users, is_of_users, quick_kinds, slow_kinds
 from x2gofleet_workers.polling.writer import SnapshotWriter
 
 
@@ -139,12 +139,12 @@ class TargetPoller:
         return self._slow.poll(PollOrder(tuple(kinds), users=users))
 
     def _in_turn(self, users: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the users, another one first each time: where the time does not suffice for all, each is served."""
+        """Return the users, another one first each time: where there is no time or room for all, each is served."""
         if not users:
             return ()
         first = self._turn % len(users)
         self._turn += 1
-        return users[first:] + users[:first]
+        return fitting_users(users[first:] + users[:first])
 
     def compare_with_reference(self) -> None:
         """Compare what the polls make of a server's records with X2Go's own query, where that is due."""
@@ -174,7 +174,7 @@ class TargetPoller:
         if slow and not report.errors:
             users: tuple[str, ...] = ()
             if of_users:
-                users = (username,) if username else self._writer.users
+                users = (username,) if username else self._in_turn(self._writer.users)
             found = self._slow.poll(PollOrder(tuple(slow), force=True, users=users), begins=begins)
             report.stored += found.stored
             report.errors.update(found.errors)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from x2gofleet.kinds import Kind
 from x2gofleet_workers.inventory import Target
 from x2gofleet_workers.probe.delivery import first_input, start_command
+from x2gofleet_workers.probe.frames import MAX_WORDS_BYTES
 from x2gofleet_workers.probe.proof import Proven, prove_desktops, prove_load, prove_mounts, prove_sessions
 from x2gofleet_workers.probe.protocol import (
     AnswerDecoder,
@@ -21,6 +22,8 @@ from x2gofleet_workers.probe.requests import MAX_SECONDS, NO_SIGNATURE
 from x2gofleet_workers.ssh import Deadline, ProbeChannel, SshConnection
 
 _SECONDS_TO_ANSWER = 1
+# Of a request: its first line, and a line for each of the other kinds.
+_HEAD_BYTES = 1024
 # The load figures come first: they need no database.
 _ORDER = (Kind.LOAD, Kind.SESSIONS, Kind.MOUNTS, Kind.DESKTOPS)
 
@@ -71,6 +74,16 @@ def request_for(
     # Each request that the resident probe answers asks for a notice: the last one decides.
     watch = watches(target) and all(kind in quick_kinds(target) for kind in kinds)
     return _request(target, sections, deadline, watch=watch) if sections else None
+
+
+def fitting_users(users: tuple[str, ...]) -> tuple[str, ...]:
+    """Return as many users, from the first one on, as a request for their desktops has room for."""
+    left = MAX_WORDS_BYTES - _HEAD_BYTES
+    for number, user in enumerate(users):
+        left -= len(SectionRequest(SectionKind.DESKTOPS, user=user).encode()) + 1
+        if left < 0:
+            return users[:number]
+    return users
 
 
 def reference_request(target: Target, deadline: Deadline) -> Request:
