@@ -6,7 +6,6 @@ result. A cache only drives it.
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import time
@@ -19,6 +18,7 @@ from x2gofleet.events import Event, Events, decode_cursor, decode_entry, encode_
 from x2gofleet.fleet import PublishedFleet, PublishedTarget
 from x2gofleet.keys import Keys, target_id
 from x2gofleet.kinds import Kind
+from x2gofleet.requests import Answer, AnswerCode, AnswerRefused, Operation, Request
 from x2gofleet.snapshot import Snapshot
 from x2gofleet.usernames import check_username, is_username, may_be_one_account
 
@@ -104,7 +104,6 @@ class View:
         return max((snapshot.age for snapshot in self.snapshots), default=None)
 
 
-NOT_OWNED = "its worker does not own it any more"
 NOTHING = View((), (), cached=False)
 
 
@@ -150,7 +149,7 @@ class _Waiting:
     """A request about one target that is not answered yet: the worker it was sent to, and when to ask that again."""
 
     server: str
-    body: str
+    body: bytes
     owner: str = ""
     again_at: float = math.inf
 
@@ -490,14 +489,8 @@ class Lookups:
             if username is not None and target.scope == "user" and target.username != username:
                 errors[target.server] = f"it is polled as {target.username}, not as {username}"
                 continue
-            body = {
-                "id": request_id,
-                "operation": operation,
-                "target": target.id,
-                "kinds": [kind.value for kind in kinds],
-                "username": username,
-            }
-            waiting[target.id] = _Waiting(target.server, json.dumps(body))
+            request = Request(request_id, Operation(operation), target.id, tuple(kinds), username)
+            waiting[target.id] = _Waiting(target.server, request.encode())
         stored: list[tuple[str, Kind]] = []
         patience = min(deadline, self._monotonic() + _UNOWNED_SECONDS)
         while waiting:
@@ -513,20 +506,18 @@ class Lookups:
                 break
             block = max(0.01, min(_BLOCK_SECONDS, left))
             replies = yield [("BLPOP", self.keys.refresh_answers(request_id), block)]
-            if replies[0] is None:
+            answer = _answer_of(replies[0])
+            item = None if answer is None else waiting.get(answer.target)
+            if answer is None or item is None:
                 continue
-            answer = json.loads(replies[0][1])
-            item = waiting.get(answer["target"])
-            if item is None:
-                continue
-            if answer.get("error") == NOT_OWNED:
+            if answer.code is AnswerCode.NOT_OWNED:
                 # It changes hands: asked again once the lease names another owner, or this one has begun to poll it.
                 item.again_at = self._monotonic() + _BLOCK_SECONDS
                 continue
-            del waiting[answer["target"]]
-            if answer.get("error"):
-                errors[item.server] = answer["error"]
-            stored += [(name, Kind(kind)) for name, kind in answer.get("stored", ())]
+            del waiting[answer.target]
+            if answer.code is not AnswerCode.DONE:
+                errors[item.server] = answer.text
+            stored += answer.stored
         for item in waiting.values():
             errors[item.server] = (
                 f"its worker did not answer within {timeout_seconds:g} s"
@@ -550,9 +541,10 @@ class Lookups:
         commands: list[Command] = []
         now = self._monotonic()
         for item, owner in zip(waiting.values(), owners, strict=True):
-            if owner is None or (owner.decode() == item.owner and now < item.again_at):
+            name = "" if owner is None else owner.decode(errors="replace")
+            if not name or (name == item.owner and now < item.again_at):
                 continue
-            item.owner, item.again_at = owner.decode(), math.inf
+            item.owner, item.again_at = name, math.inf
             queue = self.keys.refresh_requests(item.owner)
             commands += [("RPUSH", queue, item.body), ("PEXPIRE", queue, REQUEST_TTL_MS)]
         if commands:
@@ -560,7 +552,7 @@ class Lookups:
 
     def _live_workers(self) -> Query[list[str]]:
         replies = yield [("ZREVRANGE", self.keys.workers(), 0, -1)]
-        members = [worker.decode() for worker in replies[0]]
+        members = [worker.decode(errors="replace") for worker in replies[0]]
         # One that was killed is listed until another worker strikes it off.
         alive = yield [("EXISTS", self.keys.worker(worker)) for worker in members]
         return [worker for worker, lives in zip(members, alive, strict=True) if lives]
@@ -573,14 +565,27 @@ class Lookups:
             return 0
         request_id = secrets.token_hex(8)
         queue = self.keys.refresh_requests(workers[0])
-        body = json.dumps({"id": request_id, "operation": "check"})
-        yield [("RPUSH", queue, body), ("PEXPIRE", queue, REQUEST_TTL_MS)]
+        request = Request(request_id, Operation.CHECK)
+        yield [("RPUSH", queue, request.encode()), ("PEXPIRE", queue, REQUEST_TTL_MS)]
         while (left := deadline - self._monotonic()) > 0:
             block = max(0.01, min(_BLOCK_SECONDS, left))
             replies = yield [("BLPOP", self.keys.refresh_answers(request_id), block)]
-            if replies[0] is not None:
-                return int(json.loads(replies[0][1]).get("dropped", 0))
+            answer = _answer_of(replies[0])
+            if answer is not None and answer.code is AnswerCode.DONE:
+                return answer.dropped
+            if answer is not None:
+                raise RefreshFailed({"fleet": answer.text}, (), what="check_cache")
         raise RefreshFailed({"fleet": f"no worker answered within {timeout_seconds:g} s"}, (), what="check_cache")
+
+
+def _answer_of(reply: Any) -> Answer | None:
+    """Decode a reply of BLPOP; None where none came, or what came is not a worker's answer."""
+    if reply is None:
+        return None
+    try:
+        return Answer.decode(reply[1])
+    except AnswerRefused:
+        return None
 
 
 def _target_status(
@@ -612,7 +617,7 @@ def _target_status(
         up,
         since_ms,
         ages,
-        owner.decode() if owner else None,
+        owner.decode(errors="replace") if owner else None,
         _number(state.get(f"{told.value}.failures".encode(), b"0")),
         name.decode(errors="replace"),
         text.decode(errors="replace"),

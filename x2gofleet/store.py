@@ -494,29 +494,18 @@ class Store:
             "leaving the fleet",
         )
 
-    def take_request(self, *, wait_seconds: float) -> dict[str, Any] | None:
-        """Wait for the next request to this worker; None when there was none.
+    def take_request(self, *, wait_seconds: float) -> bytes | None:
+        """Wait for the next request to this worker, for Request.decode; None when there was none.
 
         ``wait_seconds`` must be well below the link's command timeout.
         """
         command = ("BLPOP", self.keys.refresh_requests(self.worker_id), wait_seconds)
         (reply,) = self._ask([command], "waiting for requests")
-        if reply is None:
-            return None
-        try:
-            request = json.loads(reply[1])
-        except ValueError:
-            return None
-        return request if isinstance(request, dict) else None
+        return None if reply is None else bytes(reply[1])
 
-    def answer(self, request_id: str, answer: dict[str, Any]) -> None:
-        """Answer a request."""
-        self.answer_all((request_id,), answer)
-
-    def answer_all(self, request_ids: Iterable[str], answer: dict[str, Any]) -> None:
-        """Give the same answer to requests: one round trip."""
-        text = json.dumps(answer)
+    def answer_all(self, request_ids: Iterable[str], answer: bytes) -> None:
+        """Give the same encoded answer to requests: one round trip."""
         commands: list[Command] = []
         for key in map(self.keys.refresh_answers, request_ids):
-            commands += [("RPUSH", key, text), ("PEXPIRE", key, REQUEST_TTL_MS)]
+            commands += [("RPUSH", key, answer), ("PEXPIRE", key, REQUEST_TTL_MS)]
         self._ask(commands, "answering a request")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import selectors
 import signal
@@ -298,13 +299,14 @@ class StubWorker:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                request = self.store.take_request(wait_seconds=0.02)
-                if request is None:
+                taken = self.store.take_request(wait_seconds=0.02)
+                if taken is None:
                     continue
+                request = json.loads(taken)
                 self.requests.append(request)
                 answer = self._answer(request)
                 if answer is not None:
-                    self.store.answer(request["id"], answer)
+                    self.store.answer_all([request["id"]], json.dumps(answer).encode())
             except (CacheUnavailable, AssertionError) as exc:
                 self.failure = exc
                 return

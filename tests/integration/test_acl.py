@@ -379,8 +379,7 @@ def write(url: str, keys: Keys) -> None:
         assert store.take_request(wait_seconds=0.01) is None
         before_ms = store.now_ms("ts01")
         assert store.at_ms("ts01", time.monotonic()) >= before_ms
-        store.answer("r1", {})
-        store.answer_all(["r2", "r3"], {})
+        store.answer_all(["r2", "r3"], b"{}")
         store.leave()
         assert store.called - {"link", "keys", "clock"} == public_methods(Store)
         tell(url, keys)

@@ -351,11 +351,13 @@ class Answering:
     def _serve(self) -> None:
         store = self._fleet.store
         while len(self.requests) < len(self._answers):
-            request = store.take_request(wait_seconds=2)
-            if request is None:
+            taken = store.take_request(wait_seconds=2)
+            if taken is None:
                 return
+            request = json.loads(taken)
             self.requests.append(request)
-            store.answer(request["id"], {"target": request["target"], **self._answers[request["target"]]})
+            answer = {"target": request["target"], **self._answers[request["target"]]}
+            store.answer_all([request["id"]], json.dumps(answer).encode())
 
 
 class TestRefresh:

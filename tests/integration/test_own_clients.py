@@ -25,6 +25,7 @@ from x2gofleet import AsyncFleetCache, CacheUnavailable, FleetCache, FleetError,
 from x2gofleet.acl import Role
 from x2gofleet.connection import Link, link_from_url, link_of
 from x2gofleet.keys import Keys
+from x2gofleet.requests import Operation, Request
 from x2gofleet.store import Lease, Script, Store
 
 from ..conftest import FleetBuilder  # noqa: TID252
@@ -210,7 +211,7 @@ def test_a_worker_writes_as_through_a_url(
     link.close()
     with redis.Redis.from_url(valkey_url, **options) as client:
         assert write(client, Keys(f"{namespace}:own")) == expected
-    assert expected[7] == {"id": "1", "operation": "check"}
+    assert Request.decode(expected[7]) == Request("1", Operation.CHECK)
     assert expected[9] > 0, "orphans were found by SCAN"
 
 

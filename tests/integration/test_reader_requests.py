@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from tests.servers import VERSIONS
 from tests.waiting import HANG_SECONDS, SLACK_SECONDS
 from x2gofleet import Kind, RefreshFailed, UnknownProfile
 from x2gofleet.keys import Keys
+from x2gofleet.requests import Answer, AnswerCode
 from x2gofleet.store import Store
 
 from .reader import LOAD, Request, StubWorker, row
@@ -68,7 +70,7 @@ def test_update_returns_the_new_snapshots(
     assert all(each.age < 5 for each in found)
     assert {each["target"] for each in worker.requests} == {"ts01", "ts02"}
     for request in worker.requests:
-        assert request.keys() == {"id", "operation", "target", "kinds", "username"}
+        assert request.keys() == {"version", "id", "operation", "target", "kinds", "username"}
         assert (request["operation"], request["kinds"], request["username"]) == ("refresh", ["sessions"], None)
 
 
@@ -190,9 +192,9 @@ def test_answers_of_other_targets_and_twice_are_passed_over(
         fleet.lease(server)
 
     def answer(request: Request) -> Request:
-        store.answer(request["id"], {"target": "ts09", "stored": [], "error": "who is that"})
+        store.answer_all([request["id"]], Answer("ts09", AnswerCode.FAILED, "who is that").encode())
         answered: Request = obeys(request)
-        store.answer(request["id"], answered)
+        store.answer_all([request["id"]], json.dumps(answered).encode())
         return answered
 
     stub(answer)

@@ -704,8 +704,8 @@ def test_requests_are_taken_in_turn_and_answered(store: Store, target: Target) -
         target.client.rpush(queue, body)
     target.client.pexpire(queue, 60_000)
     taken_requests = [store.take_request(wait_seconds=0.05) for _ in range(5)]
-    assert taken_requests == [{"id": "a"}, None, None, {"id": "b"}, None]
-    store.answer("a", {"target": "ts01", "error": ""})
+    assert taken_requests == [b'{"id": "a"}', b"no json", b'["a list"]', b'{"id": "b"}', None]
+    store.answer_all(["a"], b'{"target": "ts01", "error": ""}')
     key = target.keys.refresh_answers("a")
     assert target.client.lrange(key, 0, -1) == [b'{"target": "ts01", "error": ""}']
     assert 0 < target.client.pttl(key) <= REQUEST_TTL_MS
@@ -753,7 +753,7 @@ REFUSED: dict[str, Callable[[Store, Lease, int], Any]] = {
     "confirm": lambda store, lease, at: confirmed(store, lease, 2),
     "fail": lambda store, lease, at: failed(store, lease, Kind.SESSIONS, Kind.LOAD),
     "publish": lambda store, lease, at: store.publish(fleet_of("ts01", "ts02")),
-    "answer": lambda store, lease, at: store.answer("a", {"target": "ts01"}),
+    "answer": lambda store, lease, at: store.answer_all(["a"], b"{}"),
     "heartbeat": lambda store, lease, at: store.heartbeat({"host": "b"}, ttl_ms=60_000),
 }
 
@@ -811,7 +811,7 @@ def test_a_redis_that_is_gone_is_told_by_every_method(keys: Keys) -> None:
         "looking for removed targets": lambda: store.drop_orphans({"ts01"}),
         "leaving the fleet": store.leave,
         "waiting for requests": lambda: store.take_request(wait_seconds=0.01),
-        "answering a request": lambda: store.answer("a", {}),
+        "answering a request": lambda: store.answer_all(["a"], b"{}"),
     }
     for what, call in calls.items():
         with pytest.raises(CacheUnavailable, match=what):

@@ -27,7 +27,7 @@ Result = Literal["stored", "confirmed", "failed", "refused", "unwritten"]
 LaneName = Literal["quick", "slow"]
 Operation = Literal["store", "confirm", "renew", "heartbeat", "hint"]
 Condition = Literal["up", "backing_off", "connecting"]
-RefreshAnswer = Literal["done", "failed", "not_owned", "unanswered"]
+RefreshAnswer = Literal["done", "failed", "not_owned", "refused", "busy", "unanswered"]
 StaleReason = Literal["down", "failing", "late"]
 Check = Literal["live", "ready"]
 
@@ -200,8 +200,8 @@ class PrometheusMetrics(Metrics):
         self._refresh_polls = counter("refresh_polls_total", "Polls that were made for readers' requests.")
         refresh_answers = Counter(
             "x2gofleet_refresh_answers_total",
-            "Readers' requests to poll, by answer: done, failed, not owned by this worker any more, or unanswered as "
-            "Redis did not take the answer.",
+            "Readers' requests to poll, by answer: done, failed, not owned by this worker any more, refused as not "
+            "understood, busy as too many wait, or unanswered as Redis did not take the answer.",
             ["answer"],
             registry=registry,
         )

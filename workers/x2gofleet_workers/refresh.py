@@ -1,29 +1,33 @@
 """refresh: answers readers' requests: poll now, delete, check; single-flight over all readers.
 
 A request that comes before a poll began shares it; one that comes during it starts exactly one more. As each request
-goes to the one worker that owns its target, that holds for the whole fleet.
+goes to the one worker that owns its target, that holds for the whole fleet. However many requests come, and whatever
+they differ in, a target is polled for them ten times a second at most.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from x2gofleet.errors import CacheUnavailable, SnapshotCorrupt
 from x2gofleet.kinds import Kind
-from x2gofleet.lookup import NOT_OWNED
+from x2gofleet.requests import Answer, AnswerCode, Operation, Request, RequestRefused
 from x2gofleet.store import Store
-from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse, RefreshAnswer
+from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse
 from x2gofleet_workers.polling import NotOwnerError, PollReport, TargetPoller
 
 THREADS = 256
 SPACING_SECONDS = 0.1
+CHECK_SPACING_SECONDS = 1.0
+# Of one target: desktops of so many users may be asked for at once, and so many requests wait for one poll.
+QUESTIONS_PER_TARGET = 32
+REQUESTS_PER_QUESTION = 1000
 GATHER_SECONDS = 0.02
 GATHER_MOST_SECONDS = 0.08
 _WAIT_SECONDS = 1.0
@@ -37,9 +41,17 @@ class _Question:
     """What is asked of a target; equal questions share a poll."""
 
     target: str
-    operation: str
+    operation: Operation
     kinds: tuple[Kind, ...]
     username: str | None
+
+    @classmethod
+    def of(cls, request: Request) -> _Question:
+        """Return what is asked, without what makes no difference to the poll."""
+        if request.operation is not Operation.REFRESH:
+            return cls(request.target, request.operation, (), None)
+        username = request.username if Kind.DESKTOPS in request.kinds else None
+        return cls(request.target, request.operation, request.kinds, username)
 
 
 @dataclass(slots=True)
@@ -66,6 +78,8 @@ class RefreshDesk:
         self._metrics = metrics
         self.pulse = Pulse("requests")
         self._flights: dict[_Question, _Flight] = {}
+        self._flights_of: Counter[str] = Counter()
+        self._next_turn: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="x2gofleet-requests", daemon=True)
@@ -83,32 +97,47 @@ class RefreshDesk:
         while not self._stopping.is_set():
             self.pulse.beat()
             try:
-                request = self._store.take_request(wait_seconds=_WAIT_SECONDS)
+                data = self._store.take_request(wait_seconds=_WAIT_SECONDS)
+                if data is not None:
+                    self._take(data)
             except CacheUnavailable:
                 self._stopping.wait(_TRY_AGAIN_SECONDS)
-                continue
-            if request is not None:
-                self._take(request)
+            except Exception:
+                # No request may end the requests of all.
+                log.exception("a request failed")
+                self._stopping.wait(_TRY_AGAIN_SECONDS)
 
-    def _take(self, request: dict[str, Any]) -> None:
+    def _take(self, data: bytes) -> None:
         """Put a request to the others that ask the same, and see that a poll comes for them."""
-        request_id = str(request.get("id", ""))
         try:
-            question = _question(request)
-        except (ValueError, TypeError) as exc:
-            problem = str(exc)
-            self._submit(lambda: self._answer([request_id], str(request.get("target", "")), PollReport(), problem))
+            request = Request.decode(data)
+        except RequestRefused as exc:
+            log.debug("%s", exc)
+            if exc.request_id:
+                self._answer([exc.request_id], Answer(exc.target, AnswerCode.REFUSED, str(exc)))
             return
-        if question.operation == "refresh":
+        question = _Question.of(request)
+        if question.operation is Operation.REFRESH:
             self._metrics.refresh_asked()
+        if question.operation is not Operation.CHECK and self._poller(question.target) is None:
+            # Only owned targets are kept: a request may name any.
+            self._answer_all(question, [request.id], Answer(question.target, AnswerCode.NOT_OWNED))
+            return
         with self._lock:
-            flight = self._flights.setdefault(question, _Flight())
-            flight.waiting.append(request_id)
-            flight.newest = time.monotonic()
-            if flight.running:
-                return
-            flight.running = True
-        self._submit(lambda: self._fly(question, flight))
+            flight = self._flights.get(question)
+            is_new = flight is None
+            if flight is None and self._flights_of[question.target] < QUESTIONS_PER_TARGET:
+                flight = self._flights[question] = _Flight()
+                self._flights_of[question.target] += 1
+            is_taken = flight is not None and len(flight.waiting) < REQUESTS_PER_QUESTION
+            if flight is not None and is_taken:
+                flight.waiting.append(request.id)
+                flight.newest = time.monotonic()
+        if flight is None or not is_taken:
+            text = "too many requests of this server wait to be answered: ask again later"
+            self._answer_all(question, [request.id], Answer(question.target, AnswerCode.BUSY, text))
+        elif is_new:
+            self._submit(lambda: self._fly(question, flight))
 
     def _submit(self, run: Callable[[], object]) -> None:
         try:
@@ -118,20 +147,16 @@ class RefreshDesk:
 
     def _fly(self, question: _Question, flight: _Flight) -> None:
         """Poll for all that wait, and once more for those that came meanwhile."""
-        started = -math.inf
-        if question.operation == "refresh":
+        if question.operation is Operation.REFRESH:
             self._gather(flight)
         while True:
-            # Requests that trickle in must not have a server list back to back.
-            self._stopping.wait(max(0.0, started + SPACING_SECONDS - time.monotonic()))
-            started = time.monotonic()
+            with self._lock:
+                if not flight.waiting or self._stopping.is_set():
+                    self._land(question)
+                    return
+            started = self._wait_for_turn(question)
             with self._lock:
                 waiting, flight.waiting = flight.waiting, []
-                if not waiting or self._stopping.is_set():
-                    flight.running = False
-                    self._flights.pop(question, None)
-                    return
-            report, problem = PollReport(), ""
 
             def join(waiting: list[str] = waiting) -> None:
                 with self._lock:
@@ -139,13 +164,32 @@ class RefreshDesk:
                     flight.waiting = []
 
             try:
-                report, problem = self._do(question, join)
+                answer = self._do(question, join)
             except Exception as exc:
-                problem = f"the worker failed: {type(exc).__name__}"
+                answer = Answer(question.target, AnswerCode.FAILED, f"the worker failed: {type(exc).__name__}")
                 log.exception("a request of %s failed", question.target)
-            sent = self._answer(waiting, question.target, report, problem)
-            if question.operation == "refresh":
-                self._metrics.refresh_answered(_kind_of_answer(problem) if sent else "unanswered", len(waiting))
+            self._answer_all(question, waiting, answer)
+            # Requests that trickle in share the next poll.
+            self._stopping.wait(started + SPACING_SECONDS - time.monotonic())
+
+    def _land(self, question: _Question) -> None:
+        """Forget a question that nobody waits for; with the lock held."""
+        self._flights.pop(question, None)
+        self._flights_of[question.target] -= 1
+        if self._flights_of[question.target] <= 0:
+            del self._flights_of[question.target]
+            now = time.monotonic()
+            self._next_turn = {target: at for target, at in self._next_turn.items() if at > now}
+
+    def _wait_for_turn(self, question: _Question) -> float:
+        """Wait until the target may be polled again, behind the questions that came before; return when that was."""
+        spacing = CHECK_SPACING_SECONDS if question.operation is Operation.CHECK else SPACING_SECONDS
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next_turn.get(question.target, now))
+            self._next_turn[question.target] = turn + spacing
+        self._stopping.wait(turn - now)
+        return turn
 
     def _gather(self, flight: _Flight) -> None:
         """Wait until requests cease to come, for a moment: who asks at once shares the first poll, not a second."""
@@ -154,51 +198,43 @@ class RefreshDesk:
             if self._stopping.wait(left):
                 return
 
-    def _do(self, question: _Question, begins: Callable[[], None]) -> tuple[PollReport, str]:
-        report = PollReport()
-        if question.operation == "check":
-            report.dropped = self._store.drop_orphans(self._known_targets())
-            return report, ""
-        poller = self._poller(question.target)
+    def _do(self, question: _Question, begins: Callable[[], None]) -> Answer:
+        target = question.target
+        if question.operation is Operation.CHECK:
+            return Answer(target, dropped=self._store.drop_orphans(self._known_targets()))
+        poller = self._poller(target)
         if poller is None:
-            return report, NOT_OWNED
+            return Answer(target, AnswerCode.NOT_OWNED)
+        report = PollReport()
         try:
-            if question.operation == "delete":
+            if question.operation is Operation.DELETE:
                 poller.discard()
             else:
                 self._metrics.refresh_polled()
                 report = poller.refresh(question.kinds, question.username, begins=begins)
         except NotOwnerError:
-            return report, NOT_OWNED
+            return Answer(target, AnswerCode.NOT_OWNED)
         except (CacheUnavailable, SnapshotCorrupt, ValueError) as exc:
-            return report, str(exc)
-        return report, "; ".join(dict.fromkeys(report.errors.values()))
+            return Answer(target, AnswerCode.FAILED, str(exc))
+        stored = tuple(report.stored)
+        if report.not_owned:
+            return Answer(target, AnswerCode.NOT_OWNED, stored=stored)
+        text = "; ".join(dict.fromkeys(report.errors.values()))
+        return Answer(target, AnswerCode.FAILED if text else AnswerCode.DONE, text, stored)
 
-    def _answer(self, waiting: Sequence[str], target: str, report: PollReport, problem: str) -> bool:
+    def _answer_all(self, question: _Question, waiting: Sequence[str], answer: Answer) -> None:
+        sent = self._answer(waiting, answer)
+        if question.operation is Operation.REFRESH:
+            self._metrics.refresh_answered(answer.code.value if sent else "unanswered", len(waiting))
+
+    def _answer(self, waiting: Sequence[str], answer: Answer) -> bool:
         """Answer requests; return whether Redis took the answers."""
-        stored = [[name, kind.value] for name, kind in report.stored]
-        answer = {"target": target, "stored": stored, "error": problem, "dropped": report.dropped}
         try:
-            self._store.answer_all(waiting, answer)
+            self._store.answer_all(waiting, answer.encode())
         except CacheUnavailable as exc:
-            log.warning("%d request(s) of %s could not be answered: %s", len(waiting), target, exc)
+            log.warning("%d request(s) of %s could not be answered: %s", len(waiting), answer.target, exc)
             return False
         return True
-
-
-def _kind_of_answer(problem: str) -> RefreshAnswer:
-    if problem == NOT_OWNED:
-        return "not_owned"
-    return "failed" if problem else "done"
-
-
-def _question(request: dict[str, Any]) -> _Question:
-    operation = str(request.get("operation", ""))
-    if operation not in ("refresh", "delete", "check"):
-        raise ValueError(f"unknown operation {operation!r}")
-    kinds = tuple(sorted({Kind.parse(str(kind)) for kind in request.get("kinds", ())}))
-    username = request.get("username")
-    return _Question(str(request.get("target", "")), operation, kinds, str(username) if username else None)
 
 
 def _log_failure(future: Future[object]) -> None:

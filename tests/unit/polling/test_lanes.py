@@ -22,7 +22,7 @@ from x2gofleet.errors import (
     WorkerExhausted,
 )
 from x2gofleet.kinds import Kind
-from x2gofleet.lookup import NOT_OWNED
+from x2gofleet.requests import NOT_OWNED
 from x2gofleet.store import Outcome
 
 REFUSED = Unreachable("10.0.0.1 port 22: Connection refused")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from x2gofleet.errors import CacheUnavailable, PollError, WorkerExhausted
 from x2gofleet.kinds import Kind
-from x2gofleet.lookup import NOT_OWNED
+from x2gofleet.requests import NOT_OWNED
 from x2gofleet.store import Lease
 from x2gofleet_workers.inventory import Target
 from x2gofleet_workers.metrics import LaneName
@@ -131,6 +131,7 @@ class Lane:
                 context.progress.tried = True
                 context.metrics.poll_ended(self._role.name, context.monotonic() - started)
             except NotOwnerError:
+                report.not_owned = True
                 report.errors.update(dict.fromkeys(order.kinds, NOT_OWNED))
             except CacheUnavailable as exc:
                 report.errors.update(dict.fromkeys(order.kinds, str(exc)))

@@ -171,6 +171,7 @@ class TargetPoller:
             begins = nothing
             report.stored += [item for item in found.stored if item[1] in kinds]
             report.errors.update(found.errors)
+            report.not_owned |= found.not_owned
         if slow and not report.errors:
             users: tuple[str, ...] = ()
             if of_users:
@@ -178,6 +179,7 @@ class TargetPoller:
             found = self._slow.poll(PollOrder(tuple(slow), force=True, users=users), begins=begins)
             report.stored += found.stored
             report.errors.update(found.errors)
+            report.not_owned |= found.not_owned
         return report
 
     def discard(self) -> None:

@@ -38,4 +38,4 @@ class PollReport:
 
     stored: list[tuple[str, Kind]] = field(default_factory=list)
     errors: dict[Kind, str] = field(default_factory=dict)
-    dropped: int = 0
+    not_owned: bool = False
