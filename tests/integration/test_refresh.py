@@ -13,13 +13,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import redis
 from x2gofleet_workers.ownership import fair_share
 from x2gofleet_workers.simulator import RunningSimulation, ServerHandle, running_simulation
 
 from tests.waiting import wait_until
 from x2gofleet import FleetCache, RefreshFailed, Snapshot
+from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
+from x2gofleet.requests import Operation, Request
 
 from ..watched_fleet import WorkerFleet, quantile  # noqa: TID252
 
@@ -181,6 +185,50 @@ def test_calls_before_a_poll_begins_share_it(
     answers = [each.result() for each in asked]
     assert len({snapshot.seq for _, snapshot, _ in answers}) == 1
     assert all(before <= snapshot.polled_at_ms for before, snapshot, _ in answers)
+
+
+# Each of these once ended the thread that takes requests, or is like one that did.
+POISON = [
+    b'{"id": "\\ud800", "operation": "refresh", "target": "ts01", "kinds": ["sessions"], "username": null}',
+    *(b"[" * 200_000, b'{"id": ' + b"9" * 5000 + b"}", b"\xff\xfe", b"", b"{}", b"null"),
+    *(b'{"id": "a", "operation": "refresh", "target": ' + each + b"}" for each in (b'"\\ud800"', b"[]", b"1e999")),
+    b'{"id": "a", "operation": "refresh", "target": "ts01", "kinds": ["sessions"], "username": "\\ud800"}',
+]
+
+
+def test_no_request_and_no_flood_of_them_keeps_others_from_being_answered(
+    simulation: RunningSimulation, start: Start, redis_client: redis.Redis, keys: Keys, capsys: Any
+) -> None:
+    fleet = start("w1")
+    worker = psutil.Process(fleet.workers["w1"].process.pid)
+    before = fleet.workers["w1"].metrics()
+    kinds = {"sessions": (Kind.SESSIONS,), "desktops": (Kind.DESKTOPS,), "both": (Kind.SESSIONS, Kind.DESKTOPS)}
+    flood = [
+        Request(f"{name}{number}", Operation.REFRESH, "ts01", of, f"user{number}").encode()
+        for number in range(300)
+        for name, of in kinds.items()
+    ]
+    flood += [Request(f"t{number}", Operation.REFRESH, f"user{number}@ts01").encode() for number in range(300)]
+    flood += [Request(f"c{number}", Operation.CHECK).encode() for number in range(300)]
+
+    began = time.monotonic()
+    redis_client.rpush(keys.refresh_requests("w1"), *POISON, *flood, *POISON)
+    threads = [worker.num_threads()]
+    (honest,) = fleet.cache.update("all", timeout=60)
+    threads.append(worker.num_threads())
+    wait_until(lambda: fleet.workers["w1"].metrics()["x2gofleet_refresh_requests_total"] >= 1201, "all are taken")
+    threads.append(worker.num_threads())
+    (last,) = fleet.cache.update("all", timeout=60)
+    seconds = time.monotonic() - began
+    after = fleet.workers["w1"].metrics()
+
+    polls = after["x2gofleet_refresh_polls_total"] - before["x2gofleet_refresh_polls_total"]
+    with capsys.disabled():
+        print(f"\n{len(flood)} different requests: {polls:.0f} polls in {seconds:.1f} s, {max(threads)} threads")
+    assert last.polled_at_ms > honest.polled_at_ms
+    assert polls <= 10 * seconds + 2
+    assert max(threads) < 100
+    assert after['x2gofleet_refresh_answers_total{answer="busy"}'] > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
