@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from x2gofleet.keys import is_username, server_of, target_id, user_of
+from x2gofleet.keys import server_of, target_id, user_of
 from x2gofleet.kinds import Kind
+from x2gofleet.usernames import is_username
 
 VERSION = 1
 MAX_REQUEST_BYTES = 8192

