@@ -56,7 +56,7 @@ bench: $(VENV)/.dev  ## ratios against named baselines of the same run, all or B
 	@bash tests/e2e/setup.sh
 	@$(BIN)/python -m tests.bench $(BENCH)
 
-fuzz: $(VENV)/.dev  ## FUZZ_RUNS (default: a million) broken streams for the probe's decoder; as root also 100 000 generated records
+fuzz: $(VENV)/.dev  ## FUZZ_RUNS (default: a million) broken inputs for each reader (FUZZ_ONLY: some); as root also 100 000 generated records
 	@$(BIN)/python -m tests.fuzz
 	@GENERATED_RECORDS=$${GENERATED_RECORDS:-100000} $(PYTEST) -q -s tests/e2e/test_generated_records.py
 

@@ -68,9 +68,16 @@ class Sshd:
 
 @contextlib.contextmanager
 def running_sshd(
-    host_keys: Sequence[Path], *settings: str, certificate: bytes = b"", authorized: Sequence[str] = ()
+    host_keys: Sequence[Path],
+    *settings: str,
+    certificate: bytes = b"",
+    authority: bytes = b"",
+    authorized: Sequence[str] = (),
 ) -> Iterator[Sshd]:
-    """Run sshd with host keys (files with a private key), a certificate of one, and further lines of sshd_config."""
+    """Run sshd with host keys (files with a private key) and a certificate of one, until the end of the block.
+
+    It lets in the ``authorized`` keys, and certificates of an ``authority``; ``settings`` are lines of sshd_config.
+    """
     folder = Path(tempfile.mkdtemp(prefix="x2gofleet-sshd-"))
     try:
         folder.chmod(0o755)
@@ -82,6 +89,9 @@ def running_sshd(
         if certificate:
             (folder / "host-cert.pub").write_bytes(certificate)
             settings = (*settings, f"HostCertificate {folder / 'host-cert.pub'}")
+        if authority:
+            (folder / "ca.pub").write_bytes(authority)
+            settings = (*settings, f"TrustedUserCAKeys {folder / 'ca.pub'}")
         authorized_keys = folder / "authorized_keys"
         authorized_keys.write_text("".join(f"{line}\n" for line in authorized))
         server = Sshd(0, folder, login_name(), authorized_keys, folder / "log")
