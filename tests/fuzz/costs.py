@@ -128,3 +128,17 @@ def memory_of_a_byte(shape: Shape, size: int) -> float:
     finally:
         tracemalloc.stop()
     return peak / sum(map(len, pieces))
+
+
+def growth(work: Callable[[], object], larger: Callable[[], object]) -> float:
+    """Return how many times the processor time of ``work`` the larger one takes; the least of three tries of each."""
+    return _processor_seconds(larger) / _processor_seconds(work)
+
+
+def _processor_seconds(work: Callable[[], object]) -> float:
+    spent = []
+    for _ in range(3):
+        began = time.process_time_ns()
+        work()
+        spent.append(time.process_time_ns() - began)
+    return max(min(spent), 1) / 1e9

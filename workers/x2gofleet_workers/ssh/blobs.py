@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from x2gofleet_workers.text import show
+
 CERTIFICATE_SUFFIX = "-cert-v01@openssh.com"
 ECDSA_POINT_BYTES: Mapping[str, int] = MappingProxyType({"nistp256": 65, "nistp384": 97, "nistp521": 133})
 MIN_RSA_BITS = 1024
@@ -103,7 +105,7 @@ def plain_type(name: str) -> str:
 def take_key(plain: str, reader: WireReader) -> PublicKey:
     """Take the fields of a key of a type, which was taken already; raises BadKey."""
     if plain not in _FIELDS:
-        raise BadKey(f"the key type {plain} is not known")
+        raise BadKey(f"the key type {_shown(plain)} is not known")
     return _FIELDS[plain](plain, reader)
 
 
@@ -124,10 +126,10 @@ def key_from_text(name: bytes, text: bytes) -> PublicKey:
     word = name.decode("ascii", "backslashreplace")
     plain = plain_type(word)
     if plain not in _FIELDS:
-        raise BadKey(f"the key type {word[:80]} is not known")
+        raise BadKey(f"the key type {_shown(word)} is not known")
     key = key_from_blob(strict_base64(text))
     if plain_type(key.type) != plain or key.type.endswith(CERTIFICATE_SUFFIX) != word.endswith(CERTIFICATE_SUFFIX):
-        raise BadKey(f"it says {word[:80]}, and the key is of the type {key.type[:80]}")
+        raise BadKey(f"it says {_shown(word)}, and the key is of the type {_shown(key.type)}")
     return key
 
 
@@ -141,6 +143,10 @@ def strict_base64(text: bytes) -> bytes:
     if base64.b64encode(raw) != packed:
         raise BadKey("the base64 of the key is damaged or cut off")
     return raw
+
+
+def _shown(name: str) -> str:
+    return show(name.encode(), 80) or "with no name"
 
 
 def _ed25519(name: str, reader: WireReader) -> PublicKey:
