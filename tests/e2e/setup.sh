@@ -6,7 +6,7 @@ packages="x2goserver openssh-server openssh-client python3-x2go python3-x2gobrok
 x2gobroker-daemon x2gobroker-loadchecker x2gobroker-agent python3-nose python3-pyside2.qtcore sqlite3
 postgresql pgbouncer libdbd-pg-perl pwgen
 x11-utils x11-xserver-utils xauth xvfb
-sudo util-linux iproute2 perl strace zsh ksh fish csh tcsh faketime redis-server prometheus"
+sudo putty-tools util-linux iproute2 perl strace zsh ksh fish csh tcsh faketime redis-server prometheus"
 
 missing=""
 for package in $packages; do
