@@ -208,6 +208,23 @@ def test_a_login_whose_account_may_have_another_name_is_not_cached(
     assert len(cache.list_sessions(profile_name="mate", username=login)) == 1
 
 
+def test_the_command_line_says_by_which_names_there_are_sessions(
+    fleet: FleetBuilder, valkey_url: str, namespace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet.publish({"mate": ["ts01"], "own": ["Carol@ts02"]})
+    fleet.listing("ts01", "sessions", row("alice") + row("bob", 51))
+    fleet.listing("Carol@ts02", "sessions", row("carol"))
+    common = ["--redis-url", valkey_url, "--namespace", namespace]
+    assert main(["sessions", "--profile", "mate", "--user", "CORP\\Alice", *common]) == 1
+    out, err = capsys.readouterr()
+    assert "no sessions" not in out
+    assert "not cached: no sessions by the name CORP\\Alice, but some of alice: that may be another name" in err
+    assert main(["sessions", "--profile", "mate", "--user", "dora", *common]) == 0
+    assert "no sessions of dora" in capsys.readouterr().out
+    assert main(["sessions", "--profile", "own", "--user", "Carol", "--json", *common]) == 0
+    assert [item["user"] for item in json.loads(capsys.readouterr().out)["sessions"]] == ["carol"]
+
+
 def test_an_own_target_of_an_alias_answers_for_it_whatever_the_rows_say(cache: Any, fleet: FleetBuilder) -> None:
     fleet.publish({"own": ["Alice@ts01"]})
     fleet.listing("Alice@ts01", "sessions", row("alice", 50, "S"))

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from x2gofleet_workers.probe.delivery import start_command
-from x2gofleet_workers.probe.proof import prove_mounts, prove_sessions
+from x2gofleet_workers.probe.proof import prove_desktops, prove_mounts, prove_sessions
 from x2gofleet_workers.probe.protocol import (
     AnswerDecoder,
     ErrorCode,
@@ -25,6 +25,7 @@ from x2gofleet_workers.simulator.faults import Fault, FaultKind, garbage
 from x2gofleet_workers.simulator.fleet import ServerModel
 from x2gofleet_workers.simulator.users import ROOT, Login
 
+from tests.support.user_names import NAMES, UserName, label
 from x2gofleet.errors import NotProven
 
 START = 1_763_800_000.0
@@ -212,3 +213,19 @@ def test_a_probe_that_may_not_become_root_is_refused_by_sudo() -> None:
     refused = probe_start(start_command("auto", as_root=True), Login.named("alice"))
     assert isinstance(refused, Output)
     assert (refused.stderr, refused.exit_status) == (b"sudo: a password is required\n", 1)
+
+
+@pytest.mark.parametrize("user", NAMES, ids=label)
+def test_users_of_any_name_are_listed_by_it(clock: Clock, user: UserName) -> None:
+    model = ServerModel(server_id="ts01", users=(user.text,), desktops=("DMATE",), seed=1, clock=clock)
+    name = model.start_session(user.text, "DMATE", ready=True)
+    probe = Asked(model, clock)
+    sessions, desktops = probe.poll(LISTED, SectionRequest(SectionKind.DESKTOPS, user=user.text))
+    whole = prove_sessions(sessions, scope="server", login="root")
+    assert (whole.stdout.count(f"|{user.text}|".encode()), whole.rejected) == (1, ())
+    assert prove_desktops(desktops, login="root").stdout.startswith(f"{user.text}@:".encode())
+
+    own = Asked(model, clock, Login.named(user.text))
+    (listed,) = own.poll(LISTED, scope=Scope.USER)
+    found = prove_sessions(listed, scope="user", login=user.text, user=user.text)
+    assert name.encode() in found.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from x2gofleet.cache import FleetCache
@@ -15,7 +16,7 @@ from x2gofleet.cli.text import counted, duration
 from x2gofleet.errors import RefreshFailed, UnknownProfile
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import View
-from x2gofleet.owners import belongs_to
+from x2gofleet.owners import belongs_to, other_names
 from x2gofleet.snapshot import Snapshot
 
 
@@ -169,6 +170,9 @@ def _listing(
         raise UnknownProfile(profile, profiles)
     view = cache.view(kind, profile_name=profile, username=user)
     table, items = entries(view)
+    others = _other_names(view, user) if kind is Kind.SESSIONS and not items else []
+    if others:
+        view = replace(view, cached=False)
     document = documents.listing_document(kind, view, items, profile=profile, user=user)
     blocks: list[Block] = []
     if table.rows:
@@ -177,11 +181,25 @@ def _listing(
         blocks.append(Line(_nothing(kind, view, profile, user)))
     if not profiles:
         return Result(document, notes=(no_inventory(namespace),), exit_status=NEGATIVE)
-    notes = _missing_notes(cache, kind, view, profile=profile, user=user)
+    if others:
+        notes = [
+            f"not cached: no {kind.value} by the name {user}, but some of {', '.join(others)}: that may be another "
+            f"name of the account; on one of the servers `id -un {user}` says by which name to ask"
+        ]
+    else:
+        notes = _missing_notes(cache, kind, view, profile=profile, user=user)
     rejected = sum(snapshot.rejected_rows for snapshot in view.snapshots)
     if rejected:
         notes.append(f"{rejected} row(s) that could not be believed were left out by the worker; its log says why")
     return Result(document, tuple(blocks), tuple(notes), 0 if view.cached else NEGATIVE)
+
+
+def _other_names(view: View, user: str | None) -> list[str]:
+    """Return the users in a view that may be the same account as one without sessions."""
+    if user is None:
+        return []
+    whole = [snapshot for snapshot in view.snapshots if snapshot.username is None]
+    return sorted({name for snapshot in whole for name in other_names(snapshot.stdout, user)})
 
 
 def _nothing(kind: Kind, view: View, profile: str | None, user: str | None) -> str:

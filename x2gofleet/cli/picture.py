@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,6 +11,7 @@ from x2gofleet.cli.reasons import seconds_since
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.lookup import ServerStatus, View
+from x2gofleet.owners import of_own_target
 from x2gofleet.rows import SessionInfo
 
 ENDING = "ending"
@@ -146,10 +147,14 @@ def sessions_of(view: View, username: str | None = None) -> tuple[SeenSession, .
     """Return a view's unfinished sessions, each once; with ``username`` only that user's."""
     found: dict[tuple[str, str], SeenSession] = {}
     for snapshot in view.snapshots:
-        for row in snapshot.sessions().without_finished().rows:
-            if username is None or row.username == username:
-                # Two users' own listings of one server both name a session that is shared.
-                found.setdefault((row.server, row.name), SeenSession(row, snapshot.age))
+        rows: Sequence[SessionInfo] = snapshot.sessions().without_finished().rows
+        if username is not None and snapshot.username == username:
+            rows = of_own_target(rows, username)
+        elif username is not None:
+            rows = [row for row in rows if row.username == username]
+        for row in rows:
+            # Two users' own listings of one server both name a session that is shared.
+            found.setdefault((row.server, row.name), SeenSession(row, snapshot.age))
     return tuple(found.values())
 
 

@@ -335,6 +335,18 @@ def test_desktops_of_any_user_name() -> None:
     assert found.rejected_rows == 1
 
 
+def test_a_desktop_without_its_display_is_left_out_and_fails_nobody() -> None:
+    """x2golistdesktops prints so what another user with an @ in the name shares."""
+    found = prove_desktops(
+        Section(kind=SectionKind.DESKTOPS, stdout=b"carol@corp.example.org\n", exit_status=0), login="root"
+    )
+    assert (found.stdout, found.rejected_rows) == (b"", 1)
+    assert "display is missing" in found.rejected[0]
+    for said in (b"carol@corp.example.org\nno database\n", b"error: a@b\n", b"a@b: c\n"):
+        with pytest.raises(ListingFailed):
+            prove_desktops(Section(kind=SectionKind.DESKTOPS, stdout=said, exit_status=0), login="root")
+
+
 def test_load_figures_are_read_before_they_are_stored() -> None:
     good = b"loadavg 0.1 0.2 0.3\nmemtotal_kb 1000\nmemavailable_kb 500\ncpus 2\ncpu_mhz 2000\n"
 
