@@ -38,10 +38,10 @@ def other_names(stdout: bytes, username: str) -> set[str]:
     text = folded(stdout.decode("utf-8", "surrogateescape"))
     keys = account_keys(username)
     # Nearly always there is none: so much is found out without a look at each row.
-    if not any(key in text for key in keys):
-        text = text.replace("\\", "")
-        if not any(key in text for key in keys):
-            return set()
+    if not any(key in text for key in keys) and (
+        "\\" not in text or not any(key in text.replace("\\", "") for key in keys)
+    ):
+        return set()
     return {name for name in users_of(stdout) if name != username and may_be_one_account(name, username)}
 
 
