@@ -119,7 +119,9 @@ class InventoryError(FleetError):
     def __init__(self, path: str, reason: str, *, line: int | None = None, key: str = "", mend: str = "") -> None:
         self.path, self.line, self.key, self.reason, self.mend = path, line, key, reason, mend
         where = path if line is None else f"{path}:{line}"
-        super().__init__(f"{where}: {key + ': ' if key else ''}{reason}{'. ' + mend if mend else ''}")
+        shown = f"{_shortened(key, 120)}: " if key else ""
+        remedy = f". {_shortened(mend, 1000)}" if mend else ""
+        super().__init__(_printable(f"{where}: {shown}{_shortened(reason, 500)}{remedy}"))
 
 
 class PollError(FleetError):
@@ -199,3 +201,14 @@ class NotProven(ProofError):
 
 class ListingFailed(ProofError):
     """The session database can't be read, or a command failed or printed something else where rows belong."""
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _printable(text: str) -> str:
+    """Return a text as one line: names in files may hold anything."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

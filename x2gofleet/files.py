@@ -16,7 +16,7 @@ MAX_TEXT_BYTES = 16 * 1024 * 1024
 
 _MOST_KEY_PARTS = 32
 _KEY_PART = r"""(?:(?<![A-Za-z0-9_-])[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
-_LONG_KEY = re.compile(rf"(?:{_KEY_PART}\.[ \t]*+){{{_MOST_KEY_PARTS}}}")
+_LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*+(?:{_KEY_PART}\.[ \t]*+){{{_MOST_KEY_PARTS}}}", re.MULTILINE)
 _PIECE_BYTES = 1024 * 1024
 _KINDS = (
     (stat.S_ISDIR, "a directory"),

@@ -109,6 +109,6 @@ class PublishedFleet:
             left_out = frozenset(str(name) for name in raw.get("left_out", ()))
             _ = [servers[target.server] for target in targets.values()]
             _ = [targets[name] for names in profiles.values() for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
             raise SnapshotCorrupt(f"the published inventory can't be read: {type(exc).__name__}: {exc}") from exc
         return cls(servers, targets, profiles, version, left_out)

@@ -47,6 +47,8 @@ _PROFILE_KEYS = ("servers", "labels", "user", "key_file")
 _SSH_CONFIG = frozenset(
     ("proxyjump", "proxycommand", "jumphost", "bastion", "gateway", "sshconfig", "identityagent", "agent", "sshagent")
 )
+MAX_PROFILE_SERVERS = 1_000_000
+_NAMES_SHOWN = 20
 _HOST_MISSING = 'say where the server is: host = "10.0.0.1"'
 _TABLES = ("defaults", "intervals", "ttls", "servers", "profiles", "import")
 
@@ -309,12 +311,21 @@ class _Reader:
             targets[target.id] = target
             by_server[name] = target.id
         profiles: dict[str, tuple[str, ...]] = {}
+        by_label: dict[str, list[str]] = {}
+        for labelled in servers.values():
+            for label in dict.fromkeys(labelled.labels):
+                by_label.setdefault(label, []).append(labelled.id)
+        members = 0
         profile_tables = self._table((), raw, "profiles")
         for name in profile_tables:
             table = self._table(("profiles",), profile_tables, name)
             if not name or not name.isprintable():
-                self._fail(("profiles", name), "", f"{name!r} is no profile name", "use printable characters")
-            chosen = self._profile_servers(name, table, servers)
+                self._fail(("profiles", name), "", f"{_shown(name)} is no profile name", "use printable characters")
+            chosen = self._profile_servers(name, table, servers, by_label)
+            members += len(chosen)
+            if members > MAX_PROFILE_SERVERS:
+                reason = f"with this one the profiles name servers more than {MAX_PROFILE_SERVERS} times"
+                self._fail(("profiles", name), "", reason, "use fewer profiles, or profiles of fewer servers")
             if "user" not in table:
                 if "key_file" in table:
                     self._fail(("profiles", name), "key_file", "a key_file needs a user", "say whose key it is")
@@ -416,7 +427,7 @@ class _Reader:
     def _server(self, name: str, table: dict[str, Any], defaults: dict[str, Any]) -> Server:
         where = ("servers", name)
         if not is_server_id(name):
-            self._fail(where, "", f"{name!r} is no server id", "use letters, digits, '.', '_' and '-'")
+            self._fail(where, "", f"{_shown(name)} is no server id", "use letters, digits, '.', '_' and '-'")
         self._known(where, table, _SERVER_KEYS)
         if "host" not in table:
             self._fail(where, "", "host is missing", _HOST_MISSING)
@@ -545,7 +556,13 @@ class _Reader:
             found[Kind(key)] = float(value)
         return found
 
-    def _profile_servers(self, name: str, table: dict[str, Any], servers: Mapping[str, Server]) -> list[str]:
+    def _profile_servers(
+        self,
+        name: str,
+        table: dict[str, Any],
+        servers: Mapping[str, Server],
+        by_label: Mapping[str, list[str]],
+    ) -> list[str]:
         where = ("profiles", name)
         self._known(where, table, _PROFILE_KEYS)
         if ("servers" in table) == ("labels" in table):
@@ -554,12 +571,14 @@ class _Reader:
             chosen = list(self._texts(where, table, "servers"))
             for server in chosen:
                 if server not in servers:
-                    self._fail(where, "servers", f"there is no server {server!r}", _nearest(server, servers))
+                    self._fail(where, "servers", f"there is no server {_shown(server)}", _nearest(server, servers))
             if len(set(chosen)) != len(chosen):
                 self._fail(where, "servers", "a server is named twice", "name each once")
         else:
-            labels = set(self._texts(where, table, "labels"))
-            chosen = [server.id for server in servers.values() if labels & set(server.labels)]
+            labels = dict.fromkeys(self._texts(where, table, "labels"))
+            found = dict.fromkeys(server for label in labels for server in by_label.get(label, ()))
+            # In the order of the servers.
+            chosen = list(found) if len(labels) == 1 else [server for server in servers if server in found]
         if not chosen:
             key = "servers" if "servers" in table else "labels"
             self._fail(where, key, "the profile has no server", "name at least one, or a label that a server has")
@@ -613,7 +632,7 @@ class _Reader:
                 reason = f"{key!r} is not supported: ssh_config, agents, ProxyJump and ProxyCommand are not used"
                 self._fail(where, key, reason, 'docs/servers.md, "Servers behind a gate", shows what to do instead')
             if key not in names:
-                self._fail(where, key, f"{key!r} is no setting here", _nearest(key, names))
+                self._fail(where, key, f"{_shown(key)} is no setting here", _nearest(key, names))
 
     def _line(self, where: tuple[str, ...], key: str) -> int | None:
         """Return the line of a key, or of its table's header where ``key`` is empty."""
@@ -653,7 +672,7 @@ def _shown(value: Any) -> str:
     """Return a value for a message: short, whatever it is."""
     try:
         text = repr(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "a number of thousands of digits"
     return text if len(text) <= 80 else text[:79] + "…"
 
@@ -663,7 +682,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"known: {', '.join(names)}" if names else "there are none"
+    if not names:
+        return "there are none"
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"known: {', '.join(names[:_NAMES_SHOWN])}{more}"
 
 
 def _intervals(chosen: Mapping[Kind, float], scope: Scope) -> dict[Kind, float]:
