@@ -105,8 +105,11 @@ class _Servers:
     def ids_of(self, profile: ImportedProfile) -> list[str]:
         """Return the ids of a profile's servers, and make those that are new; raises InventoryError and makes none."""
         found: dict[str, ImportedHost] = {}
+        places: dict[Address, str] = {}
         for host in profile.hosts:
-            name = self._id_of(profile, host, found)
+            name = self._id_of(profile, host, found, places)
+            if name not in self._own:
+                places.setdefault(_place(host), name)
             twin = found.setdefault(name, host)
             # ts01 and ts01.example.org at one address are one server; other names may be meant for two.
             if twin is not host and not _same_but_for_domain(_plain(twin.name), _plain(host.name)):
@@ -115,17 +118,21 @@ class _Servers:
             self._keep(profile, name, host)
         return list(found)
 
-    def _id_of(self, profile: ImportedProfile, host: ImportedHost, found: Mapping[str, ImportedHost]) -> str:
+    def _id_of(
+        self,
+        profile: ImportedProfile,
+        host: ImportedHost,
+        found: Mapping[str, ImportedHost],
+        places: Mapping[Address, str],
+    ) -> str:
         own = self._listed(profile, host)
         if own is not None:
             self._check_filling(profile, own, host)
             return own
         address = _place(host)
-        for name, earlier in found.items():
-            if _place(earlier) == address and name not in self._own:
-                return name
-        if address in self._at:
-            return self._at[address]
+        earlier = places.get(address) or self._at.get(address)
+        if earlier is not None:
+            return earlier
         name = self._new_id(host)
         if name in self._merged.servers or name in found:
             twin = self._made.get(name) or found.get(name)
