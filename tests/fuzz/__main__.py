@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from tests.fuzz import decoder, keys, known_hosts
+from tests.fuzz import decoder, imports, inventory, keys, known_hosts, urls
 from tests.fuzz.costs import SHAPES, SMALLEST_RECORDS, memory_of_a_byte, moves_of_a_byte, seconds_of_a_byte
 from tests.fuzz.decoder import Tally
 
@@ -26,6 +26,9 @@ FUZZERS: dict[str, Callable[[int, int], Tally]] = {
     "decoder": decoder.fuzz,
     "known_hosts": known_hosts.fuzz,
     "keys": keys.fuzz,
+    "imports": imports.fuzz,
+    "inventory": inventory.fuzz,
+    "urls": urls.fuzz,
 }
 
 
