@@ -290,15 +290,17 @@ class RealX2GoServer:
             os.kill(listener.pid, signal.SIGTERM)
         self._sshd.wait(timeout=15)
         self._sshd = None
-        if drop_connections:
+        while drop_connections and self._connections():
             self.drop_connections()
 
     def drop_connections(self) -> None:
-        """Cut every open SSH connection; what ran in them sees the end of its input."""
-        for process in self._connections():
+        """Cut every SSH connection that is open now; what ran in them sees the end of its input."""
+        # Clients may connect anew meanwhile.
+        cut = {process.pid for process in self._connections()}
+        for pid in cut:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-        wait_until(lambda: not self._connections(), "the end of all connections")
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not cut & {process.pid for process in self._connections()}, "the end of all connections")
 
     def freeze_sshd(self) -> None:
         """Stop every process of sshd where it is: the kernel goes on taking connections, and nobody answers."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import LiveFleet, WorkerProcess, live_fleet, wait_until
+from tests.support.hung_files import hung_file_system
 from tests.topologies import free_port
 from tests.wires import Wire
 from x2gofleet.errors import FleetError
@@ -259,13 +260,14 @@ def test_no_worker_was_ever_scraped(monitored: Monitored) -> None:
 
 
 def test_a_worker_hangs_on_the_file_system_of_its_inventory(one: Monitored) -> None:
-    pipe = one.inventory.with_name("pipe")
-    os.mkfifo(pipe)
-    pipe.replace(one.inventory)
-    one.fires("X2GoWorkerStuck")
-    status, text = answer(one.fleet.workers["w1"], "/live")
-    assert (status, text.partition(" has")[0]) == (503, "the watch loop")
-    one.fired("X2GoWorkerStuck")
+    link = one.inventory.with_name("link")
+    with hung_file_system(one.inventory.with_name("hung")) as folder:
+        link.symlink_to(folder / "fleet.toml")
+        link.replace(one.inventory)
+        one.fires("X2GoWorkerStuck")
+        status, text = answer(one.fleet.workers["w1"], "/live")
+        assert (status, text.partition(" has")[0]) == (503, "the watch loop")
+        one.fired("X2GoWorkerStuck")
 
 
 def test_a_worker_waits_for_a_server_that_hangs(monitored: Monitored) -> None:

@@ -14,6 +14,7 @@ from x2gofleet.kinds import Kind
 
 from .conftest import LoginKey, PollFactory
 from .polled import PROFILE, PolledFleet, write_known_hosts
+from .polled_farm import refresh
 from .realserver import DatabaseFault, RealX2GoServer
 
 LIST_ALL = "/usr/sbin/x2golistsessions_root"
@@ -311,7 +312,8 @@ def test_a_listing_that_hangs_is_stopped_and_load_goes_on(
     assert polled.poller().counters.connections == 1
 
     server.restore_command(LIST_ALL)
-    polled.cache.update(PROFILE)
+    # A refresh may still join a poll that began before.
+    polled.wait_until(lambda: not refresh(polled), "the listing to answer again")
     assert polled.cache.list_sessions(profile_name=PROFILE)[name].status == "S"  # type: ignore[index]
     polled.wait_until(lambda: not [p for p in server.processes() if "sleep 1000" in p.command], "the end of the hung")
 

@@ -196,8 +196,13 @@ def test_the_programs_run_as_debians_units_run_them(site: Site) -> None:
         listed, _ = daemon.profiles("alice")
         assert (listed[PROFILE]["status"], listed[PROFILE]["host"]) == ("R", "ts02")
         assert site.broker.owner("x2gobroker-daemon") == "x2gobroker"
-        wait_until(lambda: "ts03:" in ask(PROFILE), "the load checker's first round", timeout_seconds=30)
-        figures = dict(line.split(":") for line in ask(PROFILE).split())
+        figures: dict[str, str] = {}
+
+        def all_are_known() -> bool:
+            figures.update(line.split(":") for line in ask(PROFILE).split())
+            return figures.keys() == site.servers.keys()
+
+        wait_until(all_are_known, "the load checker's first round", timeout_seconds=60)
     assert site.connections() == before
     loads = site.polled.cache.load(PROFILE)
     assert loads is not None

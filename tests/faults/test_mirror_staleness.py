@@ -207,7 +207,8 @@ async def read_awaiting(reads: Reads, url: str, stop: threading.Event) -> None:
     """Ask all the time, awaiting, once the mirror is filled."""
     async with AsyncFleetCache.from_url(url, mirror=True) as cache:
         while not cache._mirror.now.held and not stop.is_set():
-            await cache.is_cached("mate")
+            with contextlib.suppress(CacheUnavailable):
+                await cache.is_cached("mate")
             await asyncio.sleep(0.01)
         while not stop.is_set():
             await asyncio.sleep(0.003)
@@ -228,7 +229,10 @@ import sys, time, json
 from x2gofleet import CacheUnavailable, FleetCache
 cache = FleetCache.from_url(sys.argv[1], mirror=True)
 while not cache._mirror.now.held:
-    cache.is_cached("mate")
+    try:
+        cache.is_cached("mate")
+    except CacheUnavailable:
+        pass
     time.sleep(0.01)
 while True:
     time.sleep(0.003)

@@ -204,4 +204,4 @@ def client_from_url(
             "ssl_keyfile": parsed.tls.keyfile or None,
         }
     pool = redis.ConnectionPool(connection_class=kind, max_connections=max_connections, **options)
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)
