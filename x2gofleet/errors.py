@@ -1,4 +1,4 @@
-"""Every error that x2gofleet raises, in one tree; this module imports nothing of it.
+"""Every error that x2gofleet raises, in one tree; their texts are clean, whatever they quote.
 
 FleetError
 ├── CacheUnavailable        Redis can't be asked now: no answer, not "no sessions"
@@ -31,9 +31,14 @@ FleetError
 from enum import StrEnum
 from typing import Any
 
+from x2gofleet.text import clean, escaped, shortened
+
 
 class FleetError(Exception):
-    """Base of every error of x2gofleet."""
+    """Base of every error of x2gofleet; its text is one line that any terminal, log or page may show."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(clean(arg) if isinstance(arg, str) else arg for arg in args))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception's own would call __init__ with the message alone, which is not what some of these are made of.
@@ -107,7 +112,7 @@ class RefreshFailed(FleetError):
     """
 
     def __init__(self, errors: dict[str, str], partial: tuple[Any, ...] = (), *, what: str = "refresh") -> None:
-        self.errors = dict(errors)
+        self.errors = {server: clean(text) for server, text in errors.items()}
         self.partial = partial
         detail = "; ".join(f"{server}: {text}" for server, text in sorted(self.errors.items()))
         super().__init__(f"{what} failed for {len(self.errors)} server(s): {detail}")
@@ -119,16 +124,16 @@ class InventoryError(FleetError):
     def __init__(self, path: str, reason: str, *, line: int | None = None, key: str = "", mend: str = "") -> None:
         self.path, self.line, self.key, self.reason, self.mend = path, line, key, reason, mend
         where = path if line is None else f"{path}:{line}"
-        shown = f"{_shortened(key, 120)}: " if key else ""
-        remedy = f". {_shortened(mend, 1000)}" if mend else ""
-        super().__init__(_printable(f"{where}: {shown}{_shortened(reason, 500)}{remedy}"))
+        shown = f"{shortened(key, 120)}: " if key else ""
+        remedy = f". {shortened(mend, 1000)}" if mend else ""
+        super().__init__(escaped(f"{where}: {shown}{shortened(reason, 500)}{remedy}"))
 
 
 class PollError(FleetError):
     """One poll of one target failed; ``mend`` says what an operator can do, where that is known."""
 
     def __init__(self, message: str, *, mend: str = "") -> None:
-        self.message, self.mend = message, mend
+        self.message, self.mend = clean(message), clean(mend)
         super().__init__(f"{message}. {mend}" if mend else message)
 
 
@@ -201,14 +206,3 @@ class NotProven(ProofError):
 
 class ListingFailed(ProofError):
     """The session database can't be read, or a command failed or printed something else where rows belong."""
-
-
-def _shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _printable(text: str) -> str:
-    """Return a text as one line: names in files may hold anything."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

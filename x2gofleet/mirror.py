@@ -402,7 +402,7 @@ class Mirror:
             log.warning(
                 "the mirror is to follow %s, which the published inventory does not have; known profiles: %s",
                 ", ".join(map(repr, missing)),
-                ", ".join(fleet.profiles) or "none",
+                ", ".join(map(repr, fleet.profiles)) or "none",
             )
 
     def _followed(self, fleet: PublishedFleet) -> Collection[str]:

@@ -476,5 +476,5 @@ def test_profiles_that_the_inventory_has_not_are_told_once(
     mirror.resync()
     mirror.resync()
     assert [record.getMessage() for record in caplog.records] == [
-        "the mirror is to follow 'mte', which the published inventory does not have; known profiles: one, mate"
+        "the mirror is to follow 'mte', which the published inventory does not have; known profiles: 'one', 'mate'"
     ]

@@ -19,7 +19,21 @@ WORKERS = Path(x2gofleet_workers.__file__).parent
 
 # Lower first: a module imports none that stands above it.
 LAYERS = (
-    *("errors", "files", "extras", "kinds", "usernames", "keys", "hints", "load", "rows", "owners", "parsing"),
+    *(
+        "text",
+        "programs",
+        "errors",
+        "files",
+        "extras",
+        "kinds",
+        "usernames",
+        "keys",
+        "hints",
+        "load",
+        "rows",
+        "owners",
+        "parsing",
+    ),
     *("events", "fleet", "model", "snapshot", "requests", "connection"),
 )
 CONNECTION_LAYERS = (

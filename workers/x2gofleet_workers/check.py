@@ -12,6 +12,7 @@ from types import MappingProxyType
 from x2gofleet.errors import ListingFailed, PollError
 from x2gofleet.kinds import Kind
 from x2gofleet.parsing import parse_sessions
+from x2gofleet.text import say, show
 from x2gofleet_workers.inventory import Fleet, Target
 from x2gofleet_workers.polling.host_names import host_name_shared
 from x2gofleet_workers.polling.sections import (
@@ -27,7 +28,6 @@ from x2gofleet_workers.probe.protocol import Section, SectionKind
 from x2gofleet_workers.probe.reference import Agreement, compare_with_reference
 from x2gofleet_workers.probe.sections import NO_FACTS, DatabaseFacts
 from x2gofleet_workers.ssh import Deadline, ProbeChannel, SshClient, SshConnection
-from x2gofleet_workers.text import show
 
 _AT_ONCE = 16
 _CONNECTIONS_OF_X2GO = 2
@@ -83,10 +83,10 @@ def _ask(target: Target, address: str, connection: SshConnection, deadline: Dead
 def _facts(target: Target, section: Section, proven: Proven, host: str) -> list[str]:
     """Return what is worth knowing of a good listing."""
     count = sum(not row.is_finished() for row in parse_sessions(proven.stdout)[0])
-    facts = [f"{count} session(s)", f"host name {show((section.host or host).encode(), 64)}"]
+    facts = [f"{count} session(s)", f"host name {show((section.host or host), 64)}"]
     if section.backend:
         facts += _place(section)
-        facts.append(f"{show(section.backend.encode(), 16)}, by {proven.source}")
+        facts.append(f"{show(section.backend, 16)}, by {proven.source}")
     if proven.rejected_rows:
         facts.append(f"{proven.rejected_rows} row(s) left out: {proven.rejected[0]}")
     return [*facts, *proven.notes[:1]]
@@ -96,8 +96,8 @@ def _place(section: Section) -> list[str]:
     """Return where a PostgreSQL database is, and whether the connection to it is encrypted."""
     if not section.database.address:
         return []
-    tls = show(section.database.tls.encode(), 16) or "no TLS"
-    return [f"database at {show(section.database.address.encode(), 80)} ({tls})"]
+    tls = show(section.database.tls, 16) or "no TLS"
+    return [f"database at {show(section.database.address, 80)} ({tls})"]
 
 
 def _agreement(target: Target, channel: ProbeChannel, deadline: Deadline) -> str:
@@ -120,10 +120,10 @@ def check_fleet(fleet: Fleet, recorded_hosts: Mapping[str, str] = NOTHING_RECORD
     ``recorded_hosts`` is as of ``check_target``.
     """
     for warning in fleet.warnings:
-        print(f"warning  {warning}", flush=True)
+        say(f"warning  {warning}")
     width = max(len(name) for name in fleet.targets)
     failed = 0
-    client = SshClient(warn=lambda text: print(f"warning  {text}", flush=True))
+    client = SshClient(warn=lambda text: say(f"warning  {text}"))
     check = partial(check_target, client=client, recorded_hosts=recorded_hosts)
     found: list[Checked] = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -131,13 +131,13 @@ def check_fleet(fleet: Fleet, recorded_hosts: Mapping[str, str] = NOTHING_RECORD
             found.append(checked)
             failed += not checked.ok
             word = "ok    " if checked.ok else "FAILED"
-            print(f"{word}  {checked.target:<{width}}  {checked.address}  {checked.text}", flush=True)
+            say(f"{word}  {checked.target:<{width}}  {checked.address}  {checked.text}")
     failed += print_findings(fleet, found)
     total = len(fleet.targets)
     if failed:
-        print(f"{failed} of {total} target(s) failed", file=sys.stderr)
+        say(f"{failed} of {total} target(s) failed", file=sys.stderr)
     else:
-        print(f"all {total} target(s) answer")
+        say(f"all {total} target(s) answer")
     return failed
 
 
@@ -152,21 +152,21 @@ def print_findings(fleet: Fleet, found: Sequence[Checked]) -> int:
     for members in databases.values():
         for twins in _twins(members):
             names = [checked.target for checked in twins]
-            print(f"FAILED  {', '.join(names)}  HostNameShared: {host_name_shared(twins[0].host_name, names)}")
+            say(f"FAILED  {', '.join(names)}  HostNameShared: {host_name_shared(twins[0].host_name, names)}")
             failed += len(twins)
         warning = connections_warning([(checked.database, fleet.targets[checked.target]) for checked in members])
         if warning:
-            print(f"warning  {warning}")
+            say(f"warning  {warning}")
     for twins in _twins(listed):
         if len({checked.database.identity for checked in twins}) > 1 or not twins[0].database.identity:
-            print(f"warning  {_same_name_warning(twins)}")
+            say(f"warning  {_same_name_warning(twins)}")
     return failed
 
 
 def _same_name_warning(twins: Sequence[Checked]) -> str:
     """Return what is to be done about servers of one host name on databases of their own."""
     return (
-        f"{', '.join(checked.target for checked in twins)} have the host name {show(twins[0].host_name.encode(), 64)}: "
+        f"{', '.join(checked.target for checked in twins)} have the host name {show(twins[0].host_name, 64)}: "
         "their sessions are told apart here, but not by a broker that goes by host names. give each a host name of its "
         "own, or remove all but one of them from the inventory where they are one machine"
     )
@@ -187,7 +187,7 @@ def connections_warning(servers: Sequence[tuple[DatabaseFacts, Target]]) -> str:
     facts = servers[0][0]
     standing = sum(target.database_connection == "standing" for _, target in servers)
     needed = standing + _CONNECTIONS_OF_X2GO * len(servers)
-    where = f"PostgreSQL at {show(facts.address.encode(), 80)}"
+    where = f"PostgreSQL at {show(facts.address, 80)}"
     why = f"{len(servers)} server(s) need {needed}: {standing} that stand, and two of each server's X2Go"
     if facts.connections is not None and facts.connections < needed:
         return (

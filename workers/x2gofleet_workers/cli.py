@@ -15,7 +15,9 @@ from importlib import metadata
 from x2gofleet.connection import link_from_url, redact_url, url_from_environment
 from x2gofleet.errors import CacheUnavailable, FleetError, InventoryError
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
+from x2gofleet.programs import Parser, prepare_output
 from x2gofleet.store import Store
+from x2gofleet.text import CleanFormatter, say
 from x2gofleet_workers import health
 from x2gofleet_workers.check import check_fleet
 from x2gofleet_workers.embedded import EmbeddedValkey
@@ -47,7 +49,7 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="x2gofleet-worker",
         description="Polls the X2Go servers of a fleet over SSH and writes what they list to Redis.",
         epilog=_EPILOG,
@@ -162,7 +164,8 @@ def _port(text: str) -> int:
 
 def _healthcheck(args: argparse.Namespace) -> int:
     status, text = health.check(args.url)
-    print(text)
+    for line in text.split("\n"):
+        say(line)
     return status
 
 
@@ -179,7 +182,7 @@ def _recorded_host_names(args: argparse.Namespace, fleet: Fleet) -> dict[str, st
     try:
         return store.recorded_host_names(list(fleet.targets))
     except CacheUnavailable as exc:
-        print(f"warning: renamed servers are not found: {exc}", file=sys.stderr)
+        say(f"warning: renamed servers are not found: {exc}", file=sys.stderr)
         return {}
     finally:
         store.close()
@@ -199,11 +202,9 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    logging.basicConfig(
-        level=logging.DEBUG if args.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.INFO, handlers=[handler])
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -212,7 +213,8 @@ def _run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         if args.embedded:
             url = stack.enter_context(EmbeddedValkey()).url
-            print(f"embedded Valkey: {url}\nread it with: x2gofleet --redis-url '{url}' status", flush=True)
+            say(f"embedded Valkey: {url}")
+            say(f"read it with: x2gofleet --redis-url '{url}' status")
         else:
             url = args.redis_url or url_from_environment()
             link_from_url(url).close()
@@ -259,17 +261,18 @@ def _run_worker(worker: Worker, stop: threading.Event) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    prepare_output()
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)
     except InventoryError as exc:
-        print(f"x2gofleet-worker: {exc}", file=sys.stderr)
+        say(f"x2gofleet-worker: {exc}", file=sys.stderr)
         status = EXIT_USAGE
     except ValueError as exc:
-        print(f"x2gofleet-worker: {exc}", file=sys.stderr)
+        say(f"x2gofleet-worker: {exc}", file=sys.stderr)
         status = EXIT_USAGE
     except FleetError as exc:
-        print(f"x2gofleet-worker: {exc}", file=sys.stderr)
+        say(f"x2gofleet-worker: {exc}", file=sys.stderr)
         status = EXIT_FAILED
     except KeyboardInterrupt:
         status = 130

@@ -22,6 +22,8 @@ import redis
 from x2gofleet.connection import Link, link_from_url, link_of, redact_url, unavailable, url_from_environment
 from x2gofleet.errors import FleetError
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
+from x2gofleet.programs import Parser
+from x2gofleet.text import clean, say, show
 
 EXIT_UNWELL = 1
 EXIT_UNKNOWN = 3
@@ -86,7 +88,7 @@ def healthcheck(url: str) -> tuple[bool, str]:
 
 def one_line(text: str) -> str:
     """Return one line that is fit for a terminal."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:_LONGEST_LINE]
+    return show(text, _LONGEST_LINE)
 
 
 def _text(body: bytes) -> str:
@@ -125,17 +127,16 @@ def _heartbeat() -> tuple[int, str]:
         )
     if not found:
         return EXIT_UNWELL, f"no worker on {host} has sent Redis a heartbeat lately"
-    return 0, f"alive: {', '.join(found)}"
+    return 0, f"alive: {clean(', '.join(found))}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print how this machine's worker is; return 0 where it is well."""
-    parser = argparse.ArgumentParser(
-        prog="python -m x2gofleet_workers.health", description="The same as x2gofleet-worker healthcheck."
-    )
+    parser = Parser(prog="python -m x2gofleet_workers.health", description="The same as x2gofleet-worker healthcheck.")
     add_arguments(parser)
     status, text = check(parser.parse_args(argv).url)
-    print(text)
+    for line in text.split("\n"):
+        say(line)
     return status
 
 

@@ -21,6 +21,7 @@ from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import Keys
 from x2gofleet.lookup import Lookups
 from x2gofleet.placement import Placements, Standing
+from x2gofleet.text import clean
 
 T = TypeVar("T")
 Found = tuple[PublishedFleet, int, list[Standing]]
@@ -72,6 +73,7 @@ class BrokerFleet:
 
     def say(self, text: str, error: Exception | None = None) -> None:
         """Log a warning, with the traceback of an error, the same text once a minute."""
+        text = clean(text)
         now = time.monotonic()
         if now - self._said.get(text, -_SAID_AGAIN_SECONDS) >= _SAID_AGAIN_SECONDS:
             self._said = {said: at for said, at in self._said.items() if now - at < _SAID_AGAIN_SECONDS}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from x2gofleet.adapters.live_agent import AgentError, described
+from x2gofleet.text import clean, shortened
 
 ENDS: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
 """How a program, a generator or a task ends: no failure of a call."""
@@ -74,9 +75,7 @@ class Guard:
 
 def reason_of(exc: BaseException) -> str:
     """Return one line, of bounded length, that says what failed."""
-    text = described(exc)
-    line = "".join(char if char.isprintable() else " " for char in text)
-    return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + " ..."
+    return shortened(clean(described(exc)), _LONGEST_REASON)
 
 
 def _traceback(exc: BaseException) -> BaseException | None:

@@ -27,6 +27,8 @@ from x2gofleet.adapters.broker_guard import AS_IT_IS, Guard, OnFailure, RequestF
 from x2gofleet.adapters.broker_hosts import BrokerProfile
 from x2gofleet.adapters.broker_settings import BrokerSettings, SettingsError
 from x2gofleet.adapters.live_agent import AgentError, LiveAgents, closed_with_its_call
+from x2gofleet.programs import Parser, prepare_output
+from x2gofleet.text import clean, say
 from x2gofleet.usernames import for_nested_shell
 
 T = TypeVar("T")
@@ -474,7 +476,7 @@ def activate(settings: BrokerSettings | None = None) -> Activation:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="x2gofleet-x2gobroker",
         description="Runs a program of x2gobroker whose questions are answered from the fleet's cache.",
         epilog="Settings: docs/x2gobroker.md. Example: x2gofleet-x2gobroker -- /usr/bin/x2gobroker-daemon -M HTTP",
@@ -487,27 +489,28 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Activate the adapter, then run the program as its own interpreter would. Exit status 2 for a wrong setting."""
+    prepare_output()
     arguments = _arguments(sys.argv[1:] if argv is None else argv)
     if not os.path.isfile(arguments.program):
-        print(f"x2gofleet-x2gobroker: {arguments.program}: no such program; give its full path", file=sys.stderr)
+        say(f"x2gofleet-x2gobroker: {arguments.program}: no such program; give its full path", file=sys.stderr)
         return 2
     # x2gobroker chooses its logs and settings by the program's name, when it is imported.
     sys.argv = [arguments.program, *arguments.arguments]
     try:
         activation = activate(BrokerSettings.read(arguments.config))
     except (SettingsError, ValueError) as exc:
-        print(f"x2gofleet-x2gobroker: {exc}", file=sys.stderr)
+        say(f"x2gofleet-x2gobroker: {exc}", file=sys.stderr)
         return 2
     except ImportError as exc:
-        print(
+        say(
             f"x2gofleet-x2gobroker: {exc}; this needs the Python that x2gobroker is installed for, on Debian "
             "/usr/bin/python3, or a venv of it made with --system-site-packages",
             file=sys.stderr,
         )
         return 2
     text = f"x2gofleet answers for {os.path.basename(arguments.program)}: {activation.settings}"
-    print(text, file=sys.stderr, flush=True)
-    activation.logger.info("%s", text)
+    say(text, file=sys.stderr)
+    activation.logger.info("%s", clean(text))
     runpy.run_path(arguments.program, run_name="__main__")
     return 0
 

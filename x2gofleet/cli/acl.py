@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from x2gofleet.connection import link_from_url, redact_url, unavailable
 from x2gofleet.connection.urls import RedisUrl
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.files import UnusableFile, read_text_file
+from x2gofleet.text import json_text
 
 _STARTS = {"aclfile": "user", "commands": "ACL SETUSER"}
 _TOPOLOGIES = {"sentinel": Topology.SENTINEL, "cluster": Topology.CLUSTER}
@@ -55,7 +55,7 @@ def acl(options: argparse.Namespace, *, url: str, namespace: str) -> int:
     notes = [f"{role.value}: {text}" for role in roles for text in limits(role, version)]
     notes += _login_notes({role: name for role, name in names.items() if role not in passwords})
     if options.json:
-        print(json.dumps(_document(namespace, server, topology, names, users, notes), indent=2))
+        print(json_text(_document(namespace, server, topology, names, users, notes), indent=2))
         return ANSWERED
     for role, found in users.items():
         print(_STARTS[options.format], names[role], *found)

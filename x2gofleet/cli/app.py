@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 from x2gofleet.cache import FleetCache
 from x2gofleet.cli import commands, follow, live
@@ -24,15 +23,14 @@ from x2gofleet.cli.results import (
 from x2gofleet.connection import link_from_url, redact_url
 from x2gofleet.errors import CacheUnavailable, FleetError, UnknownProfile
 from x2gofleet.extras import how_to_install
+from x2gofleet.programs import prepare_output
 
 _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``x2gofleet``; ``argv`` is without the program's name. Returns the exit status that --help explains."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    prepare_output()
     try:
         options = build_parser().parse_args(argv)
     except SystemExit as stop:

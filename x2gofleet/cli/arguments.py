@@ -13,6 +13,7 @@ from x2gofleet.acl import Role, Topology, parse_version, user_name
 from x2gofleet.connection import url_from_environment
 from x2gofleet.events import decode_cursor
 from x2gofleet.keys import DEFAULT_NAMESPACE, is_server_id
+from x2gofleet.programs import Parser
 from x2gofleet.usernames import check_username
 
 _EPILOG = """\
@@ -120,7 +121,7 @@ def _common(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="x2gofleet",
         description="What every X2Go server of a fleet is doing, read from Redis.",
         epilog=_EPILOG,

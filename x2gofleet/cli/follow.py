@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import select
@@ -17,10 +16,11 @@ from x2gofleet.cli import documents, layout
 from x2gofleet.cli.commands import no_inventory
 from x2gofleet.cli.reasons import blind_spots
 from x2gofleet.cli.results import NEGATIVE, Result, UnknownServer, show, tell
-from x2gofleet.cli.text import clean, iso
+from x2gofleet.cli.text import iso
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Event, advance
 from x2gofleet.lookup import ServerStatus
+from x2gofleet.text import clean, json_text
 
 PERIOD_SECONDS = 1.0
 BLIND_SPOTS_SECONDS = 5.0
@@ -60,7 +60,7 @@ def events(
     found, cursor = read(cache, server=server, since=since, limit=limit)
     blind = blind_spots(statuses)
     if as_json:
-        print(json.dumps(documents.events_document(found, cursor, server=server, statuses=statuses), indent=2))
+        print(json_text(documents.events_document(found, cursor, server=server, statuses=statuses), indent=2))
     elif found:
         show(Result({}, (layout.event_table(found),)), as_json=False)
     elif statuses and limit != 0:
@@ -169,9 +169,9 @@ class _BlindSpots:
 
 def _print_on(found: Sequence[Event], cursor: str | None, *, as_json: bool) -> None:
     for event in found:
-        print(json.dumps(documents.event_document(event)) if as_json else clean(layout.event_line(event)))
+        print(json_text(documents.event_document(event)) if as_json else clean(layout.event_line(event)))
     if found and as_json:
-        print(json.dumps({"cursor": cursor}))
+        print(json_text({"cursor": cursor}))
     sys.stdout.flush()
     if not as_json:
         _tell_left_out(found)

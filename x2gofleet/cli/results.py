@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -12,8 +11,8 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from x2gofleet.cli.tables import Block, Line, plain, wrapped
-from x2gofleet.cli.text import clean
 from x2gofleet.errors import FleetError
+from x2gofleet.text import clean, json_text
 
 ANSWERED, NEGATIVE, USAGE, UNAVAILABLE = 0, 1, 2, 3
 
@@ -47,7 +46,7 @@ def load_rich() -> ModuleType | None:
 def show(result: Result, *, as_json: bool) -> None:
     """Print a result: its document, or its blocks as fits stdout; notes go to stderr."""
     if as_json:
-        print(json.dumps(result.document, indent=2))
+        print(json_text(result.document, indent=2))
     elif result.blocks:
         _show_blocks(result.blocks, sys.stdout)
     sys.stdout.flush()

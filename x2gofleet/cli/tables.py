@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
-from x2gofleet.cli.text import cell_width, clean, fold
+from x2gofleet.cli.text import cell_width, fold
+from x2gofleet.text import clean
 
 GAP = 2
 _LEAST = 6

@@ -1,28 +1,10 @@
-"""text: what the tables are made of: texts from servers made harmless, cell widths, ages for people."""
+"""text: what the tables are made of: cell widths, ages for people."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
-
-_UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_BLANKS = frozenset("\t\n\r\v\f")
-
-
-def clean(text: str) -> str:
-    """Return ``text`` without anything a terminal might obey or that changes how other text is read.
-
-    Line ends and tabs become spaces; control, format (bidirectional, zero-width), surrogate and unassigned
-    characters become U+FFFD, so that two different names never look the same for want of one.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        " " if char in _BLANKS else _REPLACEMENT if unicodedata.category(char) in _UNSAFE_CATEGORIES else char
-        for char in text
-    )
 
 
 def cell_width(text: str) -> int:

@@ -9,8 +9,8 @@ import redis
 
 from x2gofleet.errors import CacheUnavailable, HostNameShared
 from x2gofleet.store import HOST_NAME_VALID_MS, Store
+from x2gofleet.text import show
 from x2gofleet_workers.probe.protocol import Section
-from x2gofleet_workers.text import show
 
 AGAIN_SECONDS = 10.0
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def host_name_shared(host_name: str, servers: Sequence[str]) -> HostNameShared:
     """Return the error of servers that have one host name on one database."""
     return HostNameShared(
-        f"more than one server has the host name {show(host_name.encode(), 64)} on the same PostgreSQL database "
+        f"more than one server has the host name {show(host_name, 64)} on the same PostgreSQL database "
         f"({', '.join(servers)}): X2Go lists the sessions of each on the other",
         mend="give each server a host name of its own, or remove one of the two from the inventory where both are the "
         "same machine",

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from x2gofleet.errors import CommandMissing, DeadlineExceeded, ListingFailed, NotPermitted, NotProven, PollError
+from x2gofleet.text import show
 from x2gofleet_workers.probe.protocol import Section
-from x2gofleet_workers.text import show
 
 _DATABASE = "/var/lib/x2go/x2go_sessions"
 _SQL = "/etc/x2go/x2gosql/sql"
@@ -84,12 +84,11 @@ def error_of_section(section: Section, *, login: str) -> PollError:
     assert error is not None
     if error.code == "not_root":
         return NotPermitted(
-            f'{login} may not read the session database ({show(error.text.encode())}); scope "server" needs root\'s '
-            "rights",
+            f'{login} may not read the session database ({show(error.text)}); scope "server" needs root\'s rights',
             mend=f"log in as root, let {login} run the probe by sudo or a forced command (docs/servers.md), or set "
             'scope = "user"',
         )
     fault = FAULTS.get(error.code, Fault(NotProven))
-    text = show(error.text.encode()) or error.code
-    said = show(error.stderr.encode())
+    text = show(error.text) or error.code
+    said = show(error.stderr)
     return fault.error(f"{text}: {said}" if said and said not in text else text, mend=fault.remedy)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from x2gofleet.errors import HostNameChanged, ListingFailed, NotProven
 from x2gofleet.load import LoadReport
+from x2gofleet.text import show
 from x2gofleet.usernames import user_of_desktop
 from x2gofleet_workers.probe.faults import error_of_section
 from x2gofleet_workers.probe.protocol import Record, Section
-from x2gofleet_workers.text import show
 
 FIELDS = 16
 FEWER_FIELDS = 14
@@ -69,7 +69,7 @@ def prove_sessions(
     host = section.host
     if hostname and _short(hostname) != _short(host):
         raise HostNameChanged(
-            f"the server's host name is {show(host.encode())}, the inventory expects {hostname}",
+            f"the server's host name is {show(host)}, the inventory expects {hostname}",
             mend="correct `hostname` of the server in fleet.toml, or the server's host name",
         )
     _require_own_host(section, host, hostname, recorded_host)
@@ -77,7 +77,7 @@ def prove_sessions(
     if section.source == "command":
         rows, rejected = _listed_rows(section, rows, rejected)
     if section.others and not section.records:
-        notes.append(f"no session of host {show(host.encode(), 64)}, but {section.others} of {_names(section)}")
+        notes.append(f"no session of host {show(host, 64)}, but {section.others} of {_names(section)}")
     stdout = b"".join(row + b"\n" for row in rows.values())
     reasons, rejected_rows = _with_left_out(rejected, section)
     return Proven(stdout, reasons, rejected_rows, tuple(notes), section.source, section.exit_status or 0)
@@ -91,7 +91,7 @@ def _with_left_out(rejected: list[str], section: Section) -> tuple[tuple[str, ..
 
 
 def _names(section: Section) -> str:
-    return ", ".join(show(name.encode(), 64) for name in section.other_hosts[:3]) or "other hosts"
+    return ", ".join(show(name, 64) for name in section.other_hosts[:3]) or "other hosts"
 
 
 def _short(name: str) -> str:
@@ -107,16 +107,16 @@ def _require_own_host(section: Section, host: str, hostname: str, recorded_host:
     renamed = recorded_host and recorded_host != host and recorded_host in section.other_hosts
     if renamed and not section.records and not hostname:
         raise HostNameChanged(
-            f"the server's host name was {show(recorded_host.encode())} and is {show(host.encode())} now; X2Go lists "
+            f"the server's host name was {show(recorded_host)} and is {show(host)} now; X2Go lists "
             "none of its sessions under the new name",
             mend="give the server its old host name back, or end those sessions and delete their records; if the new "
-            f'name is right, set it in fleet.toml: hostname = "{show(host.encode())}"',
+            f'name is right, set it in fleet.toml: hostname = "{show(host)}"',
         )
 
 
 def _require_success(section: Section, command: str) -> None:
     if section.exit_status:
-        said = show(section.stderr.encode()) or _first_words(section.stdout) or "nothing on stderr"
+        said = show(section.stderr) or _first_words(section.stdout) or "nothing on stderr"
         raise ListingFailed(f"{command} ended with exit status {section.exit_status}: {said}")
 
 
@@ -241,7 +241,7 @@ def _listed_rows(
             rejected.append(f"line {number} of x2golistsessions_root: no record prints this row")
     missing = [name for name in rows.keys() - listed.keys() if rows[name].split(b"|")[4] != b"F"]
     if missing:
-        said = _first_words(section.lines) or show(section.stderr.encode()) or "nothing else"
+        said = _first_words(section.lines) or show(section.stderr) or "nothing else"
         raise NotProven(
             f"x2golistsessions_root lacks {len(missing)} of {len(rows)} sessions that the session database has, and "
             f"prints: {said}",

@@ -41,6 +41,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from x2gofleet.errors import NotProven
+from x2gofleet.text import show
 from x2gofleet_workers.probe.decoding import Begin, SectionDecoder, error_code
 from x2gofleet_workers.probe.frames import (
     FROM_PROBE,
@@ -56,7 +57,6 @@ from x2gofleet_workers.probe.records import MountRecord, Record
 from x2gofleet_workers.probe.requests import Listing, Request, Scope, SectionKind, SectionRequest
 from x2gofleet_workers.probe.sections import ErrorCode, Section, SectionError, SectionStatus
 from x2gofleet_workers.probe.words import decode_words, name_of, number_of, text_of
-from x2gofleet_workers.text import show
 
 __all__ = [
     "PROBE_NAME",
@@ -215,7 +215,7 @@ class AnswerDecoder:
         if frame.request not in (self.number, NO_REQUEST) or self._begun:
             return NotProven(f"expected {self._expected_kind()}, got a refusal of request {frame.request}")
         words = decode_words(frame.payload, "a refusal", _REFUSAL_WORDS)
-        code, text = error_code(words, "a refusal"), show(text_of(words, "text").encode())
+        code, text = error_code(words, "a refusal"), show(text_of(words, "text"))
         return NotProven(f"expected an answer, got a refusal of the request ({code}): {text or 'nothing was said'}")
 
     def _notice(self, frame: Frame) -> None:

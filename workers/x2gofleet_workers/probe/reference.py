@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from x2gofleet.text import show
 from x2gofleet_workers.probe.proof import malformed, row_of
 from x2gofleet_workers.probe.sections import Section
-from x2gofleet_workers.text import show
 
 _STATUS, _AGE = 4, 12
 _FIELD_NAMES = (
@@ -44,9 +44,9 @@ def compare_with_reference(section: Section) -> Comparison:
     record is malformed or was left out, which any user can bring about, nothing counts as a difference.
     """
     if section.error is not None:
-        return Comparison(Agreement.INCONCLUSIVE, f"{section.error.code}: {show(section.error.text.encode())}")
+        return Comparison(Agreement.INCONCLUSIVE, f"{section.error.code}: {show(section.error.text)}")
     if section.exit_status:
-        said = show(section.stderr.encode()) or "nothing on stderr"
+        said = show(section.stderr) or "nothing on stderr"
         text = f"X2Go's own query ended with exit status {section.exit_status}: {said}"
         return Comparison(Agreement.INCONCLUSIVE, text)
     difference = _first_difference(section)

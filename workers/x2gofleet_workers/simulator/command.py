@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from x2gofleet.programs import Parser
 from x2gofleet_workers.simulator.faults import Fault, FaultKind
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _EXAMPLES = """faults: {kinds}
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Add ``simulate`` to the worker's commands."""
     parser = subparsers.add_parser(
         "simulate",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from x2gofleet_workers.text import show
+from x2gofleet.text import show
 
 CERTIFICATE_SUFFIX = "-cert-v01@openssh.com"
 ECDSA_POINT_BYTES: Mapping[str, int] = MappingProxyType({"nistp256": 65, "nistp384": 97, "nistp521": 133})
@@ -146,7 +146,7 @@ def strict_base64(text: bytes) -> bytes:
 
 
 def _shown(name: str) -> str:
-    return show(name.encode(), 80) or "with no name"
+    return show(name, 80) or "with no name"
 
 
 def _ed25519(name: str, reader: WireReader) -> PublicKey:

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, suppress
 from typing import Protocol
 
 from x2gofleet.errors import ConnectionLost, NotProven, PollError
+from x2gofleet.text import show
 from x2gofleet_workers.probe.protocol import AnswerDecoder, Hello, HelloDecoder, Section
 from x2gofleet_workers.ssh.deadlines import Deadline
 from x2gofleet_workers.ssh.starting import login_ended
-from x2gofleet_workers.text import show
 
 
 class ByteChannel(Protocol):

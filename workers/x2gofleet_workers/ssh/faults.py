@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from x2gofleet.errors import WorkerExhausted
-from x2gofleet_workers.text import show
+from x2gofleet.text import show
 
 _MAX_CAUSES = 10
 _NO_THREAD = "can't start new thread"
@@ -40,7 +40,7 @@ _BY_ERRNO: Mapping[int | None, _Resource] = MappingProxyType(
 
 def describe(exc: BaseException) -> str:
     """Return what an exception says as one line of plain text; its class where it says nothing."""
-    return show(str(exc).encode()) or type(exc).__name__
+    return show(str(exc)) or type(exc).__name__
 
 
 def exhausted(exc: BaseException) -> WorkerExhausted | None:

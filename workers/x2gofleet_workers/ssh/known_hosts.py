@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from x2gofleet.text import show
 from x2gofleet_workers.ssh.blobs import BadKey, PublicKey, key_from_text, strict_base64
-from x2gofleet_workers.text import show
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = b" \t"

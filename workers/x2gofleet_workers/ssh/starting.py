@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from x2gofleet.errors import CommandMissing, ConnectionLost, LoginEnded, NotPermitted, PollError
+from x2gofleet.text import show
 from x2gofleet_workers.ssh.command import NO_STATUS
-from x2gofleet_workers.text import show
 
 _NOT_FOUND_STATUS = 127
 _NOT_EXECUTABLE_STATUS = 126
