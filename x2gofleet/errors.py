@@ -69,6 +69,11 @@ class Unavailable(StrEnum):
     BREAKER = "breaker"
     OTHER = "other"
 
+    @property
+    def is_absence(self) -> bool:
+        """Whether it may be that no Redis runs at that address."""
+        return self in (Unavailable.UNREACHABLE, Unavailable.TIMEOUT, Unavailable.NAME)
+
 
 class CacheUnavailable(FleetError):
     """Redis could not be asked; ``reason`` (Unavailable) tells apart why, the text says it to people."""

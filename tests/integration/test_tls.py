@@ -24,6 +24,7 @@ from tests.servers import VERSIONS
 from tests.topologies import free_port
 from tests.waiting import PATIENT, wait_until
 from x2gofleet import FleetCache
+from x2gofleet.cli import main
 from x2gofleet.connection import unavailable
 from x2gofleet.errors import CacheUnavailable, Unavailable
 
@@ -273,7 +274,64 @@ def test_a_handshake_that_hangs_ends_with_the_time_for_connecting(kind: str, aut
     with listening(silent) as port:
         told = refused(kind, f"rediss://localhost:{port}/0?ssl_ca_certs={authority.file}")
     assert told.reason is Unavailable.TIMEOUT
-    assert "while connecting" in str(told)
+    assert "while agreeing on TLS; if it is no TLS port, give the TLS port of Redis, or redis://" in str(told)
+
+
+def test_tls_to_a_real_server_without_it(kind: str, plain_port: int, authority: Authority) -> None:
+    # Whether it answers depends on the random bytes of the hello: it does once there is a line feed among them.
+    for _ in range(4):
+        told = refused(kind, f"rediss://:s3cret@localhost:{plain_port}/0?ssl_ca_certs={authority.file}")
+        assert told.reason in (Unavailable.TLS, Unavailable.TIMEOUT)
+        assert "give the TLS port of Redis, or redis:// where there is none" in str(told)
+
+
+@pytest.mark.parametrize("login", ["", ":s3cret@"])
+def test_no_tls_to_a_tls_port(kind: str, server: TlsServer, login: str) -> None:
+    told = refused(kind, f"redis://{login}localhost:{server.port}/0")
+    assert told.reason is Unavailable.UNREACHABLE
+    assert str(told).endswith("; if that is its TLS port, use rediss://")
+    assert str(told).count("rediss://") == 1
+
+
+def test_each_failure_is_said_by_the_command_and_nothing_else(
+    start: Start, server: TlsServer, authority: Authority, plain_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = start(authority.sign("older", "localhost", until=NOW - datetime.timedelta(days=1)))
+    trusted = f"?ssl_ca_certs={authority.file}"
+    absent = "Is a Redis or Valkey running there?"
+    for url, said, is_asked in (
+        (f"rediss://:wrong@localhost:{server.port}/0{trusted}", "Redis refuses the user name or password", False),
+        (f"rediss://:s3cret@localhost:{old.port}/0{trusted}", "has expired: renew it", False),
+        (f"rediss://:s3cret@localhost:{server.port}/0", "was not signed by a CA that is trusted here", False),
+        (f"redis://:s3cret@localhost:{server.port}/0", "if that is its TLS port, use rediss://", True),
+        (f"rediss://:s3cret@localhost:{plain_port}/0{trusted}", "give the TLS port of Redis, or redis://", None),
+        (f"redis://localhost:{free_port()}/0", "Connection refused", True),
+    ):
+        assert main(["status", "--redis-url", url]) == 3
+        out, err = capsys.readouterr()
+        assert out == ""
+        (line,) = err.splitlines()
+        assert said in line
+        assert "s3cret" not in line
+        assert is_asked in (None, absent in line)
+
+
+@pytest.fixture(scope="module")
+def plain_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A real server without TLS."""
+    port = free_port()
+    folder = tmp_path_factory.mktemp("plain")
+    arguments = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    process = subprocess.Popen([binary_with_tls(), *arguments], stdout=subprocess.DEVNULL)
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(listens)
+    yield port
+    process.kill()
+    process.wait()
 
 
 def test_a_renewed_ca_file_is_read_again(kind: str, server: TlsServer, authority: Authority, tmp_path: Path) -> None:

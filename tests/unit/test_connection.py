@@ -341,7 +341,8 @@ LOGIN = (
         (redis.exceptions.OutOfMemoryError("x"), "storing: Redis is at its maxmemory: x", Unavailable.OUT_OF_MEMORY),
         (
             redis.exceptions.NoPermissionError("x"),
-            "storing: the Redis user lacks a right, x2gofleet acl prints all that its role needs: x",
+            "storing: the Redis user lacks a right: lookups need the role reader, refreshes, registrations and "
+            "placement the role broker, workers the role worker; x2gofleet acl prints the rules of each: x",
             Unavailable.NO_PERMISSION,
         ),
         (redis.exceptions.AuthenticationError("x"), LOGIN, Unavailable.AUTHENTICATION),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from x2gofleet.connection import link_from_url, redact_url
-from x2gofleet.errors import FleetError, SnapshotCorrupt
+from x2gofleet.errors import CacheUnavailable, FleetError, SnapshotCorrupt
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
 from x2gofleet.kinds import Kind
@@ -31,6 +31,7 @@ from x2gofleet_workers.refresh import RefreshDesk
 from x2gofleet_workers.schedule import Schedule
 from x2gofleet_workers.ssh import SshClient
 
+_START_ONE = ". Start a Redis or Valkey there, give another --redis-url, or use --embedded"
 PUBLISH_SECONDS = 60.0
 REFERENCE_LOOK_SECONDS = 30.0
 STALE_INVENTORY_SECONDS = 30.0
@@ -243,11 +244,14 @@ class Worker:
                 self._unpublished = self._outdated()
             except FleetError as exc:
                 if not told:
+                    is_absent = isinstance(exc, CacheUnavailable) and exc.reason.is_absence
                     log.error(
-                        "%s can't be used: %s. Start a Redis or Valkey there, give another --redis-url, or use "
-                        "--embedded; trying on",
+                        "%s can't be used: %s%s; trying on",
                         redact_url(self.settings.redis_url),
                         exc,
+                        ". Start a Redis or Valkey there, give another --redis-url, or use --embedded"
+                        if is_absent
+                        else "",
                     )
                 told = str(exc)
                 self._unpublished = f"the inventory can't be published: {exc}"

@@ -72,10 +72,12 @@ def _run(options: argparse.Namespace) -> int:
             tell(str(exc))
             return USAGE
         except CacheUnavailable as exc:
-            tell(
-                f"{redact_url(url)} can't be asked: {str(exc).rstrip('.')}. Is a Redis or Valkey running there that "
-                "this user may read? Another is given by --redis-url or X2GOFLEET_REDIS_URL"
+            question = (
+                ". Is a Redis or Valkey running there? Another is given by --redis-url or X2GOFLEET_REDIS_URL"
+                if exc.reason.is_absence
+                else ""
             )
+            tell(f"{redact_url(url)} can't be asked: {str(exc).rstrip('.')}{question}")
             return UNAVAILABLE
         except FleetError as exc:
             tell(str(exc))

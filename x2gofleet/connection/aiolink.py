@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import redis.asyncio
 
-from x2gofleet.connection.failures import link_failure, reply_error
+from x2gofleet.connection.failures import AGREEING_ON_TLS, reply_error
 from x2gofleet.connection.forks import begins_anew
 from x2gofleet.connection.node import (
     SCAN_COUNT,
@@ -34,6 +34,7 @@ class _Connection:
 
     def __init__(self, node: Node, loop: asyncio.AbstractEventLoop, generation: int) -> None:
         self.loop, self.generation = loop, generation
+        self.answered = False
         self._redis = redis.asyncio.Connection(**node.connection_options())
         self._writer: asyncio.StreamWriter | None = None
         self._poll: select.poll | None = None
@@ -56,7 +57,9 @@ class _Connection:
         """Send, and read the replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
         connection = self._redis
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        return await read_replies(connection, len(commands))
+        replies = await read_replies(connection, len(commands))
+        self.answered = True
+        return replies
 
     def idle(self) -> bool:
         """Whether nothing came since the last reply: neither the end of the connection nor what nobody asked for."""
@@ -143,7 +146,8 @@ class AsyncNodeLink:
             if connection is not None:
                 connection.close()
             if isinstance(exc, (OSError, redis.exceptions.RedisError)):
-                raise self._failure(exc, doing[-1]) from exc
+                answered = connection is not None and connection.answered
+                raise self._failure(exc, doing[-1], answered=answered) from exc
             raise
         if connection.generation != self._generation or drops_connection(replies):
             connection.close()
@@ -167,9 +171,9 @@ class AsyncNodeLink:
             connect_until = node.connect_until(until)
             addresses = await self._addresses(connect_until)
             async with asyncio.timeout_at(loop.time() + connect_until - time.monotonic()):
-                reader, writer = await self._streams(loop, addresses, connect_until)
+                reader, writer = await self._streams(loop, addresses, connect_until, doing)
         except (OSError, ValueError) as exc:
-            raise self._failure(exc, "connecting") from exc
+            raise self._failure(exc, doing[-1]) from exc
         doing.append("logging in")
         try:
             role = await connection.log_in(reader, writer, master_only=node.master_only)
@@ -189,7 +193,7 @@ class AsyncNodeLink:
         return await resolver.addresses_async(node.host, node.port, timeout_seconds=left(until))
 
     async def _streams(
-        self, loop: asyncio.AbstractEventLoop, addresses: list[Address], until: float
+        self, loop: asyncio.AbstractEventLoop, addresses: list[Address], until: float, doing: list[str]
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         node = self.node
         failure: OSError = OSError("the name has no address")
@@ -201,15 +205,17 @@ class AsyncNodeLink:
                 failure = exc
         else:
             raise failure
-        tls = None if node.tls is None else node.tls.context()
         try:
+            tls = None if node.tls is None else node.tls.context()
+            if tls:
+                doing.append(AGREEING_ON_TLS)
             return await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=node.host if tls else None)
         except BaseException:
             sock.close()
             raise
 
-    def _failure(self, exc: Exception, doing: str) -> redis.exceptions.RedisError:
-        return link_failure(exc, self.node.place, self.node.host, doing)
+    def _failure(self, exc: Exception, doing: str, *, answered: bool = False) -> redis.exceptions.RedisError:
+        return self.node.failure(exc, doing, answered=answered)
 
     def scan(self, match: str, *, deadline: float | None = None) -> AsyncIterator[bytes]:
         """Yield the keys of a glob pattern; one may come twice. Raises what ``exchange`` raises."""

@@ -42,7 +42,10 @@ DROPS_CONNECTION = (
     redis.exceptions.MasterDownError,
 )
 
-_LACKS_RIGHT = "the Redis user lacks a right, x2gofleet acl prints all that its role needs"
+_LACKS_RIGHT = (
+    "the Redis user lacks a right: lookups need the role reader, refreshes, registrations and placement the role "
+    "broker, workers the role worker; x2gofleet acl prints the rules of each"
+)
 # What servers say where a command of a script meets NOPERM: the newer ones, then Redis 6.2 and 7.0.
 _SCRIPT_LACKS_RIGHT = ("ACL failure in script", "The user executing the script can't")
 _REASONS: tuple[tuple[type[Exception], Unavailable, str], ...] = (
@@ -70,7 +73,10 @@ _REASONS: tuple[tuple[type[Exception], Unavailable, str], ...] = (
     (redis.exceptions.ConnectionError, Unavailable.UNREACHABLE, ""),
     (OSError, Unavailable.UNREACHABLE, ""),
 )
-CONNECTING = ("connecting", "logging in")
+AGREEING_ON_TLS = "agreeing on TLS"
+CONNECTING = ("connecting", AGREEING_ON_TLS, "logging in")
+_NO_TLS_PORT = "give the TLS port of Redis, or redis:// where there is none"
+_A_TLS_PORT = "if that is its TLS port, use rediss://"
 _REFUSES_WRITES = ("MISCONF", "NOREPLICAS")
 
 
@@ -116,12 +122,17 @@ def is_unsent(exc: BaseException) -> bool:
     return isinstance(exc, (LinkFailed, LinkTimeout)) and exc.unsent
 
 
-def link_failure(exc: Exception, place: str, host: str, doing: str) -> redis.exceptions.RedisError:
+def link_failure(
+    exc: Exception, place: str, host: str, doing: str, *, may_be_tls: bool = False
+) -> redis.exceptions.RedisError:
     """Return what an exchange raises for an error of the socket or of TLS met while ``doing`` ("connecting").
 
-    ``place`` is where Redis is, as people write it; ``host`` the name that its certificate must have.
+    ``place`` is where Redis is, as people write it; ``host`` the name that its certificate must have. ``may_be_tls``
+    tells that a connection without TLS has answered nothing yet.
     """
     failure = _link_failure(exc, place, host, doing)
+    if may_be_tls and doing != "connecting" and isinstance(failure, LinkFailed) and failure is not exc:
+        failure = LinkFailed(f"{failure}; {_A_TLS_PORT}", failure.reason)
     if isinstance(failure, (LinkFailed, LinkTimeout)) and doing in CONNECTING:
         failure.unsent = True
     return failure
@@ -138,6 +149,8 @@ def _link_failure(exc: BaseException, place: str, host: str, doing: str) -> redi
         return exc
     if isinstance(exc, NameNotResolved):
         return LinkFailed(str(exc), Unavailable.NAME)
+    if isinstance(exc, TimeoutError) and doing == AGREEING_ON_TLS:
+        return LinkTimeout(f"{place}: no time was left while {doing}; if it is no TLS port, {_NO_TLS_PORT}")
     if isinstance(exc, TimeoutError):
         return LinkTimeout(f"{place}: no time was left while {doing}")
     if isinstance(exc, ssl.SSLEOFError):

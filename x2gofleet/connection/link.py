@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import redis
 
-from x2gofleet.connection.failures import link_failure, reply_error
+from x2gofleet.connection.failures import AGREEING_ON_TLS, reply_error
 from x2gofleet.connection.forks import begins_anew
 from x2gofleet.connection.node import (
     SCAN_COUNT,
@@ -32,6 +32,7 @@ from x2gofleet.connection.node import (
 )
 from x2gofleet.connection.replies import is_push
 from x2gofleet.connection.resolving import resolver
+from x2gofleet.connection.tls import Tls
 
 if TYPE_CHECKING:
     # What _Deadline stands before.
@@ -85,10 +86,11 @@ class _TlsSocket(_Deadline, ssl.SSLSocket):
 class _Connection:
     """A connection of redis-py over a socket of ours; whoever gets an error from it closes it."""
 
-    __slots__ = ("_redis", "_sock", "generation")
+    __slots__ = ("_redis", "_sock", "answered", "generation")
 
     def __init__(self, node: Node, generation: int) -> None:
         self.generation = generation
+        self.answered = False
         self._sock: _Deadline | None = None
         self._redis: Any = redis.Connection(**node.connection_options())
 
@@ -113,7 +115,9 @@ class _Connection:
         """Read ``count`` replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
         assert self._sock is not None
         self._sock.until = until
-        return [read_reply(self._redis) for _ in range(count)]
+        replies = [read_reply(self._redis) for _ in range(count)]
+        self.answered = True
+        return replies
 
     def idle(self) -> bool:
         """Whether nothing came since the last reply: neither the end of the connection nor what nobody asked for."""
@@ -169,7 +173,7 @@ class Opened:
     def _broken(self, exc: BaseException) -> None:
         self.abandon()
         if isinstance(exc, (OSError, redis.exceptions.RedisError)):
-            raise self._link.failure(exc, "waiting for a reply") from exc
+            raise self._link.failure(exc, "waiting for a reply", answered=self._connection.answered) from exc
 
     def _release(self) -> None:
         places, self._places = self._places, None
@@ -251,10 +255,15 @@ class NodeLink:
     def _connected(self, until: float) -> _Connection:
         node = self.node
         connection = _Connection(node, self._generation)
+        connect_until = node.connect_until(until)
+        doing = "connecting"
         try:
-            sock = self._socket(node.connect_until(until))
+            sock = self._socket(connect_until)
+            if node.tls is not None:
+                doing = AGREEING_ON_TLS
+                sock = self._with_tls(sock, node.tls, connect_until)
         except (OSError, ValueError) as exc:
-            raise self.failure(exc, "connecting") from exc
+            raise self.failure(exc, doing) from exc
         try:
             role = connection.log_in(sock, until, master_only=node.master_only)
         except BaseException as exc:
@@ -274,26 +283,24 @@ class NodeLink:
         failure: OSError = OSError("the name has no address")
         for number, (family, _, _, _, address) in enumerate(addresses):
             try:
-                sock = _connect(family, address, share_of(until, len(addresses) - number))
-                break
+                return _connect(family, address, share_of(until, len(addresses) - number))
             except OSError as exc:
                 failure = exc
-        else:
-            raise failure
-        if node.tls is None:
-            return sock
-        context = node.tls.context()
-        context.sslsocket_class = _TlsSocket
+        raise failure
+
+    def _with_tls(self, sock: _Deadline, tls: Tls, until: float) -> _Deadline:
         try:
+            context = tls.context()
+            context.sslsocket_class = _TlsSocket
             sock.settimeout(left(until))
-            return cast(_TlsSocket, context.wrap_socket(sock, server_hostname=node.host))
+            return cast(_TlsSocket, context.wrap_socket(sock, server_hostname=self.node.host))
         except BaseException:
             sock.close()
             raise
 
-    def failure(self, exc: Exception, doing: str) -> redis.exceptions.RedisError:
-        """Return what an exchange raises for an error of the socket met while ``doing``."""
-        return link_failure(exc, self.node.place, self.node.host, doing)
+    def failure(self, exc: Exception, doing: str, *, answered: bool = False) -> redis.exceptions.RedisError:
+        """Return what an exchange raises for an error met while ``doing``; the connection may have answered before."""
+        return self.node.failure(exc, doing, answered=answered)
 
     def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:
         """Yield the keys of a glob pattern; one may come twice. Raises what ``exchange`` raises."""

@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from x2gofleet.connection.failures import DROPS_CONNECTION, LinkFailed, LinkTimeout
+from x2gofleet.connection.failures import DROPS_CONNECTION, LinkFailed, LinkTimeout, link_failure
 from x2gofleet.connection.tls import Tls
 from x2gofleet.connection.urls import Credentials
 from x2gofleet.errors import Unavailable
@@ -85,6 +85,11 @@ class Node:
         except ValueError as exc:
             raise LinkFailed(str(exc), Unavailable.AUTHENTICATION) from exc
         return {"host": self.place, "db": self.database, **login, **REDIS_OPTIONS}
+
+    def failure(self, exc: Exception, doing: str, *, answered: bool) -> redis.exceptions.RedisError:
+        """Return what an exchange raises for an error met while ``doing``; the connection may have answered before."""
+        may_be_tls = not (answered or self.path or self.tls)
+        return link_failure(exc, self.place, self.host, doing, may_be_tls=may_be_tls)
 
     def check_role(self, reply: Any) -> None:
         """Look at a reply to ROLE. Raises LinkFailed where it is no master's."""

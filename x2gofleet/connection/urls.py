@@ -30,6 +30,9 @@ FORMS = (
     "redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB or redis+cluster://HOST:PORT,HOST:PORT"
 )
 
+_open_to_all: set[str] = set()
+"""Password files that the log has said others may read."""
+
 _OPTIONS = frozenset(("db", "username", "password"))
 _SENTINEL_OPTIONS = frozenset(("sentinel_username", "sentinel_password"))
 _TLS_OPTIONS = frozenset(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"))
@@ -112,7 +115,11 @@ def read_password(path: str) -> str:
         ) from None
     if not password:
         raise ValueError(f"{PASSWORD_FILE_VARIABLE}: {path} is empty. Put the password of Redis into it, on a line")
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
+    if not mode & (stat.S_IROTH | stat.S_IWOTH):
+        _open_to_all.discard(path)
+    elif path not in _open_to_all:
+        # Each new connection reads the file.
+        _open_to_all.add(path)
         log.warning("%s: %s may be read by everybody on this host: chmod 600 it", PASSWORD_FILE_VARIABLE, path)
     return password
 
