@@ -21,7 +21,7 @@ def with_credentials(url: str, username: str, password: str) -> str:
 
 
 @contextmanager
-def user_of(admin: redis.Redis, url: str, namespace: str, role: Role) -> Iterator[str]:
+def user_of(admin: redis.Redis, url: str, namespace: str, role: Role, *, may_eval: bool = True) -> Iterator[str]:
     """Make a user of a role, for one namespace; yields ``url`` with its credentials. It goes at the end."""
     name, password = f"{namespace}-{role.value}-{secrets.token_hex(4)}", secrets.token_hex(16)
     granted = rules(
@@ -29,6 +29,7 @@ def user_of(admin: redis.Redis, url: str, namespace: str, role: Role) -> Iterato
         namespace=namespace,
         server_version=parse_version(admin.info("server")["redis_version"]),
         password_sha256=hashlib.sha256(password.encode()).hexdigest(),
+        may_eval=may_eval,
     )
     admin.execute_command("ACL", "SETUSER", name, *granted)
     try:

@@ -79,13 +79,18 @@ def parse_version(text: str) -> tuple[int, int]:
     return version
 
 
-def rights(role: Role, keys: Keys, topology: Topology = Topology.STANDALONE) -> tuple[Right, ...]:
-    """Return what a role may do; the first right is what goes without a selector."""
+def rights(
+    role: Role, keys: Keys, topology: Topology = Topology.STANDALONE, *, may_eval: bool = True
+) -> tuple[Right, ...]:
+    """Return what a role may do; the first right is what goes without a selector.
+
+    A broker that may not run scripts can neither place nor reserve; a worker always may.
+    """
     match role:
         case Role.READER:
             first, *others = (_lookups(keys),)
         case Role.BROKER:
-            first, *others = (_lookups(keys), *_requests(keys), _reservations(keys))
+            first, *others = (_lookups(keys), *_requests(keys), _reservations(keys, may_eval=may_eval))
         case Role.WORKER:
             first, *others = _work(keys)
     return replace(first, commands=(*_CONNECTING[topology], *first.commands)), *others
@@ -111,9 +116,9 @@ def _requests(keys: Keys) -> tuple[Right, ...]:
     )
 
 
-def _reservations(keys: Keys) -> Right:
+def _reservations(keys: Keys, *, may_eval: bool) -> Right:
     script = ("eval", "zcount", "zscore", "zrem", "zremrangebyscore", "zadd", "pexpire", "pttl")
-    return Right((*script, "zrange"), (f"{keys.namespace}:reserved:{{servers}}:*",))
+    return Right((*(script if may_eval else ("zrem",)), "zrange"), (f"{keys.namespace}:reserved:{{servers}}:*",))
 
 
 def _work(keys: Keys) -> tuple[Right, ...]:
@@ -145,6 +150,7 @@ def rules(
     server_version: tuple[int, int],
     topology: Topology = Topology.STANDALONE,
     password_sha256: str | None = None,
+    may_eval: bool = True,
 ) -> list[str]:
     """Return the rules of a user, as ACL SETUSER and an aclfile take them after the user's name.
 
@@ -152,9 +158,9 @@ def rules(
     hex digits) is given. A user that they create without one has no password, and nobody can log in as it.
 
     Redis 6.2 has neither selectors nor rights to read or write alone: there the user may run each of its commands on
-    each of its keys (``limits`` says what this comes to).
+    each of its keys (``limits`` says what this comes to). ``may_eval`` is as for ``rights``.
     """
-    granted = rights(role, Keys(namespace), topology)
+    granted = rights(role, Keys(namespace), topology, may_eval=may_eval)
     by_key = server_version >= KEY_RIGHTS_VERSION
     found = ["on", "resetkeys", "resetchannels", "-@all"]
     if password_sha256 is not None:
@@ -181,9 +187,16 @@ def _plain(granted: Sequence[Right]) -> list[str]:
     return [*(f"~{key}" for key in keys), *(f"+{command}" for command in commands)]
 
 
-def limits(role: Role, server_version: tuple[int, int]) -> tuple[str, ...]:
-    """Return what the rules of a role can't keep it from, a sentence each."""
+def limits(role: Role, server_version: tuple[int, int], *, may_eval: bool = True) -> tuple[str, ...]:
+    """Return what the rules of a role can't keep it from, and what they do, a sentence each."""
     found = []
+    if role is Role.BROKER and may_eval:
+        found.append(
+            "the broker places logins by EVAL, so its user can run a script that does not end: Redis answers nobody "
+            "until it is killed (SCRIPT KILL, by an administrator); --without-eval makes a broker that can't place"
+        )
+    if role is Role.BROKER and not may_eval:
+        found.append("the broker may not run scripts: it looks up, registers and refreshes, and can't place or reserve")
     if role is Role.BROKER and server_version < KEY_RIGHTS_VERSION:
         found.append(
             "Redis 6.2 can't tell keys that a user may read from keys that it may write: the broker can overwrite and "

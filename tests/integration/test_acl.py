@@ -38,7 +38,7 @@ from x2gofleet import FleetCache
 from x2gofleet.acl import Access, Right, Role, Topology, parse_version, rights, rules
 from x2gofleet.cli import main
 from x2gofleet.connection import client_from_url, link_from_url, link_of
-from x2gofleet.errors import CacheUnavailable, Unavailable
+from x2gofleet.errors import CacheUnavailable, RefreshFailed, Unavailable
 from x2gofleet.events import Change, EventKind
 from x2gofleet.hints import Hint
 from x2gofleet.keys import Keys
@@ -597,6 +597,79 @@ def test_what_a_role_sends_is_refused_in_every_other_namespace(
                 assert refused(client, each.name, *arguments), (each.name, arguments)
                 tried.add(each.name)
     assert tried == {name for right in rights(role, keys) for name in right.commands} - KEYLESS
+
+
+@pytest.fixture
+def one_server(server: Server, keys: Keys, samples: Path) -> None:
+    """ts01 of profile mate has a session of alice."""
+    builder = FleetBuilder(Store(server.client, keys, "w1"))
+    builder.publish({"mate": ["ts01"]})
+    builder.listing("ts01", "sessions", samples / "root-sqlite.txt")
+    builder.listing("ts01", "load", "loadavg 0 0 0\nmemtotal_kb 1\nmemavailable_kb 1\ncpus 1\ncpu_mhz 1\n")
+
+
+@pytest.mark.usefixtures("one_server")
+def test_a_broker_without_eval_does_all_but_place(server: Server, keys: Keys) -> None:
+    role = user_of(server.client, server.url, keys.namespace, Role.BROKER, may_eval=False)
+    with role as url, FleetCache.from_url(url, namespace=keys.namespace, lookup_seconds=PATIENT_SECONDS) as cache:
+        assert cache.is_cached("mate")
+        assert cache.list_sessions(profile_name="mate", username="alice")
+        cache.register_session("6c3f", "mate")
+        cache.forget_session("6c3f")
+        with pytest.raises(RefreshFailed, match="did not answer within"):
+            cache.update("mate", timeout=0.1)
+        assert cache.reservations("mate") == {"ts01": 0}
+        assert cache.release("ts01", "zoe") is False
+        for call in (lambda: cache.place("mate", "zoe"), lambda: cache.reserve("ts01", "zoe")):
+            with pytest.raises(CacheUnavailable, match="the role broker") as told:
+                call()
+            assert told.value.reason is Unavailable.NO_PERMISSION
+        with client_from_url(url, **PATIENT) as client:
+            for command in (("EVAL", ENDLESS, 0), ("EVALSHA", "0" * 40, 0), ("SCRIPT", "LOAD", "return 1")):
+                assert refused(client, *command)
+            if server.confines:
+                assert refused(client, "FCALL", "x", 0)
+
+
+ENDLESS = "while true do end"
+
+
+@pytest.mark.usefixtures("one_server")
+def test_an_endless_script_of_a_broker_is_said_and_ends_by_script_kill(server: Server, keys: Keys) -> None:
+    url = server.user(keys.namespace, Role.BROKER)
+    admin = server.client
+    limit = admin.config_get("lua-time-limit")["lua-time-limit"]
+    admin.config_set("lua-time-limit", 50)
+    with (
+        FleetCache.from_url(server.user(keys.namespace, Role.READER), namespace=keys.namespace) as cache,
+        client_from_url(url, command_timeout_seconds=0.2) as client,
+    ):
+        assert cache.is_cached("mate")
+        try:
+            with pytest.raises(redis.exceptions.TimeoutError):
+                client.execute_command("EVAL", ENDLESS, 0)
+            with pytest.raises(CacheUnavailable):
+                cache.list_sessions(profile_name="mate", username="alice")
+        finally:
+            wait_until(lambda: script_is_killed(admin), "the script is killed")
+        admin.config_set("lua-time-limit", limit)
+
+        def is_answered() -> bool:
+            try:
+                return bool(cache.list_sessions(profile_name="mate", username="alice"))
+            except CacheUnavailable:
+                return False
+
+        wait_until(is_answered, "lookups go on")
+
+
+def script_is_killed(admin: redis.Redis) -> bool:
+    """Kill the script that runs; whether none runs any more."""
+    try:
+        admin.script_kill()
+    except redis.exceptions.ResponseError as exc:
+        return "NOTBUSY" in str(exc)
+    return False
 
 
 KEYLESS = {"select", "time", "scan"}

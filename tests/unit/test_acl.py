@@ -66,8 +66,12 @@ def test_only_a_passwords_hash_sets_passwords() -> None:
 
 def test_limits_are_told_where_they_are() -> None:
     assert limits(Role.READER, (6, 2)) == ()
-    assert limits(Role.BROKER, (7, 0)) == ()
-    assert "Redis 7 or Valkey confines it" in limits(Role.BROKER, (6, 2))[0]
+    (told,) = limits(Role.BROKER, (7, 0))
+    assert "--without-eval makes a broker that can't place" in told
+    (told,) = limits(Role.BROKER, (7, 0), may_eval=False)
+    assert "can't place or reserve" in told
+    assert limits(Role.READER, (7, 0), may_eval=False) == ()
+    assert "Redis 7 or Valkey confines it" in limits(Role.BROKER, (6, 2))[1]
     assert "SCAN" in limits(Role.WORKER, (7, 0))[0]
 
 
@@ -118,6 +122,18 @@ def test_the_command_says_how_to_log_in(capsys: pytest.CaptureFixture[str]) -> N
     assert out.splitlines() == ["user x2gofleet-broker " + " ".join(rules(Role.BROKER, server_version=(7, 0)))]
     assert "ACL SETUSER x2gofleet-broker '>PASSWORD'" in err
     assert "ACL SETUSER default off" in err
+
+
+@pytest.mark.parametrize("version", ["6.2", "7.0"])
+def test_a_broker_without_eval(version: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, may_eval in ((), True), (("--without-eval",), False):
+        assert main(["acl", "--server-version", version, *options]) == 0
+        out, err = capsys.readouterr()
+        lines = {line.split()[1]: line for line in out.splitlines()}
+        assert ("+eval" in lines["x2gofleet-broker"]) is may_eval
+        assert "+eval" not in lines["x2gofleet-reader"]
+        assert "+eval" in lines["x2gofleet-worker"]
+        assert ("can run a script that does not end" in err) is may_eval
 
 
 def test_a_server_that_does_not_answer_is_no_reason_to_guess(capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,6 +219,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="what the users' names begin with (default: x2gofleet-)",
     )
     acl.add_argument(
+        "--without-eval",
+        action="store_true",
+        help="a broker that may not run scripts: it can't place logins, nor hold Redis up by a script of its own",
+    )
+    acl.add_argument(
         "--passwords",
         metavar="FILE",
         type=Path,
