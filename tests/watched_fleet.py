@@ -55,11 +55,15 @@ class WorkerProcess:
     def said(self) -> str:
         return self.log.read_text()
 
-    def metrics(self) -> dict[str, float]:
-        """Return each series and its value."""
+    def metrics_url(self) -> str:
+        """Return where its metrics are."""
         found = re.search(r"http://\S+/metrics", self.said)
         assert found, f"{self.id} serves no metrics: {self.said}"
-        with urllib.request.urlopen(found[0], timeout=HANG_SECONDS) as answer:
+        return found[0]
+
+    def metrics(self) -> dict[str, float]:
+        """Return each series and its value."""
+        with urllib.request.urlopen(self.metrics_url(), timeout=HANG_SECONDS) as answer:
             text = answer.read().decode()
         lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}

@@ -13,6 +13,7 @@ from tests.bench import (
     bench_notices_scale,
     bench_outages,
     bench_parsing,
+    bench_ports,
     bench_postgres,
     bench_probe,
     bench_worker,
@@ -20,7 +21,7 @@ from tests.bench import (
 
 MODULES = (
     *(bench_parsing, bench_lookup, bench_mirror, bench_probe, bench_postgres, bench_notices, bench_notices_scale),
-    *(bench_broker, bench_outages, bench_worker),
+    *(bench_broker, bench_outages, bench_ports, bench_worker),
 )
 BY_NAME: dict[str, ModuleType] = {module.__name__.rpartition("bench_")[2]: module for module in MODULES}
 

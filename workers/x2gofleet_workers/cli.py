@@ -228,7 +228,15 @@ def _run(args: argparse.Namespace) -> int:
 @contextmanager
 def _served(metrics: PrometheusMetrics, worker: Worker, address: str, port: int) -> Iterator[None]:
     metrics.observe(worker.standing)
-    endpoint = Endpoint(metrics, worker.live_problem, worker.ready_problem, worker.warnings, address=address, port=port)
+    endpoint = Endpoint(
+        metrics,
+        worker.live_problem,
+        worker.ready_problem,
+        worker.warnings,
+        address=address,
+        port=port,
+        out_of_resources=lambda lack: worker.shortages.occurred(lack, "clients of the metrics port wait"),
+    )
     endpoint.start()
     logging.getLogger("x2gofleet_workers").info("metrics and health: %s/metrics, /live, /ready", endpoint.url)
     try:

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import socket
-import socketserver
-import sys
-import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import cast
 
+from x2gofleet.errors import WorkerExhausted
 from x2gofleet_workers.health import one_line, url_place
-from x2gofleet_workers.metrics import MetricsError, PrometheusMetrics
+from x2gofleet_workers.http_server import HttpServer, Receive, Scope, Send
+from x2gofleet_workers.metrics import Format, MetricsError, PrometheusMetrics
 
-_CLIENT_SECONDS = 5.0
-_SHUTDOWN_SECONDS = 0.25
+SERVER_NAME = "x2gofleet-worker"
+# Of the time of one processor.
+MAX_SHARE = 0.1
+_METHODS = ("GET", "HEAD")
 _TEXT = "text/plain; charset=utf-8"
 
 log = logging.getLogger(__name__)
+
+_Check = tuple[Callable[[], str], Callable[[], Sequence[str]]]
+_Asked = tuple[str, Format]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client gets."""
+
+    status: HTTPStatus
+    body: bytes
+    content_type: str = _TEXT
 
 
 class Endpoint:
     """Serves until it is stopped; ``live`` and ``ready`` return what is wrong, "" where nothing is.
 
-    ``warnings`` returns what /ready adds, a line each, without effect on its status. Port 0 takes a free one. Raises
-    MetricsError where it can't listen.
+    ``warnings`` returns what /ready adds, a line each, without effect on its status. Port 0 takes a free one.
+    ``out_of_resources`` is called when a client can't be taken in for lack of file descriptors. Raises MetricsError
+    where it can't listen.
     """
 
     def __init__(
@@ -38,95 +52,101 @@ class Endpoint:
         *,
         address: str = "127.0.0.1",
         port: int = 0,
+        out_of_resources: Callable[[WorkerExhausted], None] = lambda lack: None,
     ) -> None:
+        self._metrics = metrics
+        self._checks: dict[str, _Check] = {"/live": (live, tuple), "/ready": (ready, warnings)}
+        self._answers = SharedAnswers(self._answer)
+        self._address = address
         try:
-            self._server = _Server(metrics, {"/live": (live, tuple), "/ready": (ready, warnings)}, address, port)
+            self._server = HttpServer(
+                self._serve,
+                address=address,
+                port=port,
+                server_name=SERVER_NAME,
+                out_of_resources=out_of_resources,
+            )
         except OSError as exc:
             raise MetricsError(f"metrics can't be served on {url_place(address, port)}: {exc.strerror or exc}") from exc
-        self._address = address
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_SHUTDOWN_SECONDS,), name="x2gofleet-metrics", daemon=True
-        )
 
     @property
     def url(self) -> str:
         """Where it listens, without a path: ``http://127.0.0.1:9464``."""
-        return f"http://{url_place(self._address, self._server.server_address[1])}"
+        return f"http://{url_place(self._address, self._server.port)}"
 
     def start(self) -> None:
         """Begin to serve in a thread."""
-        self._thread.start()
+        self._server.start()
 
     def stop(self) -> None:
         """Serve no more."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()
 
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, as ASGI has it."""
+        path = scope["path"]
+        allow = []
+        if scope["method"] not in _METHODS:
+            answer = Answer(HTTPStatus.METHOD_NOT_ALLOWED, _lines(f"there are {' and '.join(_METHODS)}"))
+            allow = [(b"allow", b", ".join(method.encode() for method in _METHODS))]
+        elif path != "/metrics" and path not in self._checks:
+            answer = Answer(HTTPStatus.NOT_FOUND, _lines("there are /metrics, /live and /ready"))
+        else:
+            accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+            answer = await self._answers.get((path, Format.of(accept.decode("latin-1"))))
+        headers = [
+            (b"content-type", answer.content_type.encode()),
+            (b"content-length", str(len(answer.body)).encode()),
+            (b"cache-control", b"no-store"),
+            (b"connection", b"close"),
+            *allow,
+        ]
+        await send({"type": "http.response.start", "status": int(answer.status), "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
 
-_Check = tuple[Callable[[], str], Callable[[], Sequence[str]]]
-
-
-class _Server(ThreadingHTTPServer):
-    # With the usual five, a few clients at once wait a second or three for their connections.
-    request_queue_size = 128
-
-    def __init__(self, metrics: PrometheusMetrics, checks: dict[str, _Check], address: str, port: int) -> None:
-        self.metrics, self.checks = metrics, checks
-        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        super().__init__((address, port), _Handler)
-
-    def server_bind(self) -> None:
-        """Bind, and look up no name: HTTPServer would ask the DNS for the address's."""
-        socketserver.TCPServer.server_bind(self)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Log a client that went away, instead of printing a traceback."""
-        log.debug("a request of %s was not answered: %s", client_address, sys.exception())
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = _CLIENT_SECONDS
-
-    def version_string(self) -> str:
-        """Return what the Server header says."""
-        return "x2gofleet-worker"
-
-    def do_GET(self) -> None:
-        """Answer one of the three paths."""
-        server = cast(_Server, self.server)
-        path = self.path.partition("?")[0]
+    def _answer(self, asked: _Asked) -> Answer:
+        path, form = asked
         try:
             if path == "/metrics":
-                body, content_type = server.metrics.exposition(self.headers.get("Accept", ""))
-                self._send(HTTPStatus.OK, body, content_type)
-            elif path in server.checks:
-                check, warnings = server.checks[path]
-                problem = check()
-                status = HTTPStatus.SERVICE_UNAVAILABLE if problem else HTTPStatus.OK
-                self._send(status, _lines(problem or "ok", *(f"warning: {each}" for each in warnings())), _TEXT)
-            else:
-                self._send(HTTPStatus.NOT_FOUND, _lines("there are /metrics, /live and /ready"), _TEXT)
-        except OSError:
-            raise
+                return Answer(HTTPStatus.OK, *self._metrics.exposition(form))
+            check, warnings = self._checks[path]
+            problem = check()
+            status = HTTPStatus.SERVICE_UNAVAILABLE if problem else HTTPStatus.OK
+            return Answer(status, _lines(problem or "ok", *(f"warning: {each}" for each in warnings())))
         except Exception as exc:
             log.exception("%s could not be answered", path)
-            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, _lines(f"the worker failed: {type(exc).__name__}"), _TEXT)
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, _lines(f"the worker failed: {type(exc).__name__}"))
 
-    do_HEAD = do_GET  # noqa: N815
 
-    def _send(self, status: HTTPStatus, body: bytes, content_type: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+class SharedAnswers:
+    """Makes answers for any number of requests in a bounded share of the processor's time. For one event loop.
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Log requests for those who want to see them."""
-        log.debug("%s %s", self.address_string(), format % args)
+    A request gets an answer that was begun after the request came, as all others do that wait for the same.
+    """
+
+    def __init__(self, make: Callable[[_Asked], Answer], *, max_share: float = MAX_SHARE) -> None:
+        self._make, self._idle_factor = make, 1 / max_share - 1
+        self._waiting: dict[_Asked, asyncio.Task[Answer]] = {}
+        self._turn = asyncio.Lock()
+        self._next_at = 0.0
+
+    async def get(self, asked: _Asked) -> Answer:
+        """Return an answer."""
+        task = self._waiting.get(asked)
+        if task is None:
+            task = self._waiting[asked] = asyncio.create_task(self._made(asked))
+        return await asyncio.shield(task)
+
+    async def _made(self, asked: _Asked) -> Answer:
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._next_at - loop.time()))
+            # Requests that come from here on get one that is newer.
+            del self._waiting[asked]
+            began = time.thread_time()
+            answer = self._make(asked)
+            self._next_at = loop.time() + (time.thread_time() - began) * self._idle_factor
+        return answer
 
 
 def _lines(*texts: str) -> bytes:

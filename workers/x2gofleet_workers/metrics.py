@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import Enum
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -34,6 +35,23 @@ Check = Literal["live", "ready"]
 _POLL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _REDIS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _NOT_TIMED: AbstractContextManager[object] = nullcontext()
+
+
+class Format(Enum):
+    """The formats of an exposition; the value is the Accept header that asks prometheus_client for it."""
+
+    TEXT = "text/plain;version=0.0.4"
+    OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+
+    @classmethod
+    def of(cls, accept: str) -> Format:
+        """Return the format for a client's Accept header, whatever that says."""
+        for accepted in accept.split(","):
+            media_type, *parameters = (part.strip() for part in accepted.split(";"))
+            version = next((each[8:] for each in parameters if each.startswith("version=")), "1.0.0")
+            if media_type == "application/openmetrics-text" and version == "1.0.0":
+                return cls.OPENMETRICS
+        return cls.TEXT
 
 
 class MetricsError(FleetError):
@@ -87,7 +105,7 @@ class Metrics:
         """An SSH connection was made."""
 
     def worker_exhausted(self) -> None:
-        """A poll could not be made, as this worker ran out of file descriptors, threads or memory."""
+        """Something could not be done, as this worker ran out of file descriptors, threads or memory."""
 
 
 NO_METRICS = Metrics()
@@ -215,7 +233,7 @@ class PrometheusMetrics(Metrics):
         self._connections = counter("connections_total", "SSH connections that were made and logged in.")
         self._exhausted = counter(
             "worker_exhausted_total",
-            "Polls that could not be made as the worker ran out of file descriptors, threads or memory.",
+            "Polls, connections and runs that failed as the worker ran out of file descriptors, threads or memory.",
         )
         started = Gauge(
             "x2gofleet_start_time_seconds",
@@ -239,11 +257,11 @@ class PrometheusMetrics(Metrics):
         """Ask ``standing`` at each scrape."""
         self.registry.register(_StandingCollector(standing))
 
-    def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """Return all metrics in a format that ``accept`` (an HTTP header) takes, and its content type."""
+    def exposition(self, form: Format = Format.TEXT) -> tuple[bytes, str]:
+        """Return all metrics in a format, and its content type."""
         from prometheus_client.exposition import choose_encoder
 
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = choose_encoder(form.value)
         return encode(_WithoutCreated(self.registry)), content_type
 
     def polled(self, kind: Kind, result: Result) -> None:
@@ -303,7 +321,7 @@ class PrometheusMetrics(Metrics):
         self._connections.inc()
 
     def worker_exhausted(self) -> None:
-        """Count a poll that could not be made."""
+        """Count what could not be done."""
         self._exhausted.inc()
 
 

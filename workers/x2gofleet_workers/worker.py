@@ -29,6 +29,7 @@ from x2gofleet_workers.polling.connecting import Connecting
 from x2gofleet_workers.polling.notices import NoticePolls
 from x2gofleet_workers.refresh import RefreshDesk
 from x2gofleet_workers.schedule import Schedule
+from x2gofleet_workers.shortages import Shortages
 from x2gofleet_workers.ssh import SshClient
 
 _START_ONE = ". Start a Redis or Valkey there, give another --redis-url, or use --embedded"
@@ -67,6 +68,7 @@ class Worker:
 
     def __init__(self, fleet: Fleet, settings: WorkerSettings, metrics: Metrics = NO_METRICS) -> None:
         self.fleet, self.settings, self._metrics = fleet, settings, metrics
+        self.shortages = Shortages(metrics)
         self._inventory = InventoryFile(fleet, lambda: self._request_store.now_ms())
         self._publication: Publication | None = None
         self._newest_targets: frozenset[str] | None = None
@@ -233,6 +235,7 @@ class Worker:
         told = ""
         while not self._stopping.is_set():
             self._watch_pulse.beat()
+            self.shortages.look()
             try:
                 self.schedule.follow_clock()
                 changed = self._inventory.changed()
