@@ -1,4 +1,4 @@
-"""What clients of a worker's HTTP port cost its polls: ages of snapshots with and without 1000 slow and 1000 fast ones."""
+"""What clients of a worker's HTTP port cost its polls: ages of snapshots with and without them."""
 
 from __future__ import annotations
 

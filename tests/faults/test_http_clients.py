@@ -18,7 +18,7 @@ from tests.waiting import HANG_SECONDS, wait_until
 pytestmark = pytest.mark.faults
 
 SERVERS = 6
-SLOW = 400
+SLOW = 600
 FAST = 50
 # What the worker may need for itself beyond what it has when it stands idle.
 SPARE = 60
@@ -45,7 +45,7 @@ def test_slow_clients_take_neither_descriptors_nor_threads_from_polls(fleet: Liv
     fleet.wait_for_shares("w1")
     process = psutil.Process(worker.process.pid)
     descriptors, threads = process.num_fds(), process.num_threads()
-    # As tight as a worker of a large fleet has it: 400 clients do not fit.
+    # As tight as a worker of a large fleet has it: 600 clients do not fit.
     most = descriptors + MAX_CONNECTIONS + SPARE
     resource.prlimit(
         process.pid, resource.RLIMIT_NOFILE, (most, resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1])

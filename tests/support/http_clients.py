@@ -20,7 +20,7 @@ from tests.waiting import HANG_SECONDS
 
 BYTE_SECONDS = 1.0
 FAST_SECONDS = 1.0
-_AGAIN_SECONDS = 0.2
+_AGAIN_SECONDS = 0.5
 _CONNECTING_AT_ONCE = 50
 _READY = "ready"
 

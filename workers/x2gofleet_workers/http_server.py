@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from x2gofleet.errors import WorkerExhausted
 from x2gofleet_workers.ssh.faults import describe, exhausted
 
-MAX_CONNECTIONS = 128
+MAX_CONNECTIONS = 256
 CONNECTION_SECONDS = 10.0
 MAX_HEADER_BYTES = 16 * 1024
 _BACKLOG = 512

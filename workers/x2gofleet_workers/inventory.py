@@ -26,7 +26,9 @@ from x2gofleet.kinds import Kind
 from x2gofleet.usernames import RULE, problem_of
 from x2gofleet_workers.importing import READERS, Imported, ImportedProfile, LeftOut, merge
 from x2gofleet_workers.importing.hosts import comparable
+from x2gofleet_workers.shortages import Shortages
 from x2gofleet_workers.ssh import Endpoint
+from x2gofleet_workers.ssh.faults import exhausted
 
 Scope = Literal["server", "user"]
 
@@ -186,8 +188,14 @@ class InventoryFile:
     digest of the content.
     """
 
-    def __init__(self, fleet: Fleet, now_ms: Callable[[], int | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        now_ms: Callable[[], int | None] = lambda: None,
+        shortages: Shortages | None = None,
+    ) -> None:
         self._fleet, self._now_ms = fleet, now_ms
+        self._shortages = shortages or Shortages()
         self._files = (fleet.path, *fleet.imported)
         self._seen = self._settling = _identities(self._files)
         self._look = False
@@ -217,6 +225,12 @@ class InventoryFile:
         try:
             fleet = load_inventory(self._fleet.path)
         except InventoryError as exc:
+            lack = exhausted(exc)
+            if lack is not None:
+                # The file is not at fault: read it again at the next call.
+                self._look = True
+                self._shortages.occurred(lack, f"the changed inventory {exc.path} can't be read")
+                return None
             if asked or str(exc) != self.error:
                 log.error("the changed inventory is refused, the one before stays in force: %s", exc)
             self.error = str(exc)

@@ -21,6 +21,8 @@ from x2gofleet.requests import Answer, AnswerCode, Operation, Request, RequestRe
 from x2gofleet.store import Store
 from x2gofleet_workers.metrics import NO_METRICS, Metrics, Pulse
 from x2gofleet_workers.polling import NotOwnerError, PollReport, TargetPoller
+from x2gofleet_workers.shortages import Shortages
+from x2gofleet_workers.ssh.faults import exhausted
 
 THREADS = 256
 SPACING_SECONDS = 0.1
@@ -72,7 +74,11 @@ class RefreshDesk:
         poller: Callable[[str], TargetPoller | None],
         known_targets: Callable[[], set[str]],
         metrics: Metrics = NO_METRICS,
+        *,
+        shortages: Shortages | None = None,
     ) -> None:
+        self._shortages = shortages or Shortages(metrics)
+        self._needs_thread = False
         self._store, self._poller, self._known_targets = store, poller, known_targets
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="x2gofleet-request")
         self._metrics = metrics
@@ -96,6 +102,9 @@ class RefreshDesk:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self.pulse.beat()
+            if self._needs_thread:
+                # The pool keeps what it could not start a thread for, and takes it up with the next.
+                self._submit(_nothing)
             try:
                 data = self._store.take_request(wait_seconds=_WAIT_SECONDS)
                 if data is not None:
@@ -142,8 +151,14 @@ class RefreshDesk:
     def _submit(self, run: Callable[[], object]) -> None:
         try:
             self._pool.submit(run).add_done_callback(_log_failure)
-        except RuntimeError:
-            log.debug("a request came while stopping")
+            self._needs_thread = False
+        except RuntimeError as exc:
+            lack = exhausted(exc)
+            if lack is None:
+                log.debug("a request came while stopping")
+                return
+            self._needs_thread = True
+            self._shortages.occurred(lack, "requests wait for a thread")
 
     def _fly(self, question: _Question, flight: _Flight) -> None:
         """Poll for all that wait, and once more for those that came meanwhile."""
@@ -235,6 +250,10 @@ class RefreshDesk:
             log.warning("%d request(s) of %s could not be answered: %s", len(waiting), answer.target, exc)
             return False
         return True
+
+
+def _nothing() -> None:
+    """Do nothing, in a thread of the pool."""
 
 
 def _log_failure(future: Future[object]) -> None:

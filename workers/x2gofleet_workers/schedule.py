@@ -18,9 +18,13 @@ from datetime import UTC, datetime, timedelta
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.job import Job
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
+
+from x2gofleet_workers.shortages import Shortages
+from x2gofleet_workers.ssh.faults import exhausted
 
 CLOCK_STEP_SECONDS = 1.0
 # A job that runs once is tried again where no thread could be started for it.
@@ -45,12 +49,29 @@ class _OneRun:
     run: Callable[[], None]
 
 
+class _Executor(ThreadPoolExecutor):  # type: ignore[misc]
+    """APScheduler's, which reports where no thread could be started, instead of logging a traceback for each job."""
+
+    def __init__(self, max_threads: int, shortages: Shortages) -> None:
+        super().__init__(max_threads)
+        self._shortages = shortages
+
+    def submit_job(self, job: Job, run_times: list[datetime]) -> None:
+        try:
+            super().submit_job(job, run_times)
+        except RuntimeError as exc:
+            lack = exhausted(exc)
+            if lack is None:
+                raise
+            self._shortages.occurred(lack, f"{job.id} can't be run")
+
+
 class Schedule:
     """Runs jobs, at their intervals or once, in a pool of threads that grows with need."""
 
-    def __init__(self, *, max_threads: int) -> None:
+    def __init__(self, *, max_threads: int, shortages: Shortages | None = None) -> None:
         self._scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(max_threads)},
+            executors={"default": _Executor(max_threads, shortages or Shortages())},
             # A late run is made late, never left out; several late ones are made one; none overlaps itself.
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
             timezone=UTC,

@@ -31,6 +31,7 @@ from x2gofleet_workers.refresh import RefreshDesk
 from x2gofleet_workers.schedule import Schedule
 from x2gofleet_workers.shortages import Shortages
 from x2gofleet_workers.ssh import SshClient
+from x2gofleet_workers.ssh.faults import exhausted
 
 _START_ONE = ". Start a Redis or Valkey there, give another --redis-url, or use --embedded"
 PUBLISH_SECONDS = 60.0
@@ -69,7 +70,7 @@ class Worker:
     def __init__(self, fleet: Fleet, settings: WorkerSettings, metrics: Metrics = NO_METRICS) -> None:
         self.fleet, self.settings, self._metrics = fleet, settings, metrics
         self.shortages = Shortages(metrics)
-        self._inventory = InventoryFile(fleet, lambda: self._request_store.now_ms())
+        self._inventory = InventoryFile(fleet, lambda: self._request_store.now_ms(), self.shortages)
         self._publication: Publication | None = None
         self._newest_targets: frozenset[str] | None = None
         self._removed: set[str] = set()
@@ -96,15 +97,23 @@ class Worker:
             metrics=metrics,
         )
         # Both lanes of every target may wait for a hung server at once without another target waiting for a thread.
-        self.schedule = Schedule(max_threads=max(_LEAST_THREADS, 2 * len(fleet.targets) + 4))
+        self.schedule = Schedule(max_threads=max(_LEAST_THREADS, 2 * len(fleet.targets) + 4), shortages=self.shortages)
         self._notices = NoticePolls(
             self._run_noticed,
             self.schedule.once,
             pool=ThreadPoolExecutor(max(_LEAST_THREADS, len(fleet.targets)), thread_name_prefix="x2gofleet-notice"),
             metrics=metrics,
         )
-        self._connecting = Connecting(self.schedule, max_threads=max(_LEAST_THREADS, len(fleet.targets)))
-        self._desk = RefreshDesk(self._request_store, lambda name: self.pollers.get(name), self._known_targets, metrics)
+        self._connecting = Connecting(
+            self.schedule, max_threads=max(_LEAST_THREADS, len(fleet.targets)), shortages=self.shortages
+        )
+        self._desk = RefreshDesk(
+            self._request_store,
+            lambda name: self.pollers.get(name),
+            self._known_targets,
+            metrics,
+            shortages=self.shortages,
+        )
         self._ssh_client = SshClient()
         self._logins = _count_logins(fleet)
         self._pollers: dict[str, TargetPoller] = {}
@@ -246,7 +255,10 @@ class Worker:
                 told = ""
                 self._unpublished = self._outdated()
             except FleetError as exc:
-                if not told:
+                lack = exhausted(exc)
+                if lack is not None:
+                    self.shortages.occurred(lack, "Redis can't be connected to")
+                elif not told:
                     is_absent = isinstance(exc, CacheUnavailable) and exc.reason.is_absence
                     log.error(
                         "%s can't be used: %s%s; trying on",
@@ -372,6 +384,7 @@ class Worker:
             retries=self,
             logins_at_address=self._logins[target.endpoint.host, target.endpoint.port],
             metrics=self._metrics,
+            shortages=self.shortages,
             hints=self._hints,
             notices=self._notices,
         )

@@ -8,7 +8,7 @@ import pytest
 from x2gofleet_workers.polling.backoff import Backoff
 from x2gofleet_workers.polling.failures import KindFailures
 
-from x2gofleet.errors import ListingFailed, Unreachable
+from x2gofleet.errors import ListingFailed, Unreachable, WorkerExhausted
 from x2gofleet.kinds import Kind
 
 NOW = 1000.0
@@ -26,6 +26,27 @@ def test_failures_in_a_row_are_counted_by_kind(failures: KindFailures) -> None:
     assert failures.retry_at(Kind.MOUNTS) is None
     assert failures.is_failing(Kind.LOAD)
     assert isinstance(failures.error(Kind.LOAD), Unreachable)
+
+
+def test_what_the_worker_lacks_counts_as_no_failure(failures: KindFailures, caplog: pytest.LogCaptureFixture) -> None:
+    lack = WorkerExhausted("no descriptors")
+    for _ in range(5):
+        assert failures.postpone([Kind.SESSIONS], lack, NOW) == 2.0
+    assert (failures.shortage(Kind.SESSIONS), failures.retry_at(Kind.SESSIONS)) == (lack, NOW + 2)
+    assert not failures.is_failing(Kind.SESSIONS)
+    failures.succeeded([Kind.LOAD])
+    assert (failures.shortage(Kind.SESSIONS), failures.retry_at(Kind.SESSIONS)) == (None, None)
+    assert caplog.messages == []
+
+
+def test_a_server_that_was_down_before_the_worker_lacked_something_backs_off_as_before(failures: KindFailures) -> None:
+    for _ in range(3):
+        failures.record([Kind.SESSIONS], Unreachable("x"), NOW)
+    assert failures.retry_at(Kind.SESSIONS) == NOW + 8
+    failures.postpone([Kind.SESSIONS], WorkerExhausted("no descriptors"), NOW + 1)
+    assert failures.retry_at(Kind.SESSIONS) == NOW + 8
+    assert failures.record([Kind.SESSIONS], Unreachable("x"), NOW + 8) == 16.0
+    assert failures.shortage(Kind.SESSIONS) is None
 
 
 def test_a_success_ends_the_failures_of_its_kind(failures: KindFailures) -> None:

@@ -92,6 +92,17 @@ def test_names_without_an_address() -> None:
         dialed(FakeResolver(error=NameNotResolved("the name 'ts01' could not be resolved")))
 
 
+def test_a_name_that_is_not_resolved_for_lack_of_descriptors_is_no_fault_of_the_dns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        dialed(FakeResolver(error=NameNotResolved("Temporary failure in name resolution")))
+
+
 def test_a_socket_that_can_not_be_made_is_not_taken_for_an_unreachable_server(
     listening: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from x2gofleet_workers.polling.attempts import Address, AttemptQueue
 from x2gofleet_workers.polling.poller import TargetPoller
+from x2gofleet_workers.shortages import Shortages
+from x2gofleet_workers.ssh.faults import exhausted
 from x2gofleet_workers.ssh.limits import ATTEMPTS_PER_ADDRESS
 
 ATTEMPTS_AT_ONCE = 32
@@ -38,7 +40,9 @@ class Connecting:
         max_threads: int,
         at_once: int = ATTEMPTS_AT_ONCE,
         slow_seconds: float = SLOW_SECONDS,
+        shortages: Shortages | None = None,
     ) -> None:
+        self._shortages = shortages or Shortages()
         self._schedule = schedule
         self._pool = ThreadPoolExecutor(max_threads, thread_name_prefix="x2gofleet-connecting")
         self._queue: AttemptQueue[TargetPoller] = AttemptQueue(
@@ -72,7 +76,11 @@ class Connecting:
                     self._pool.submit(self._attempt, poller).add_done_callback(_log_failure)
                 except RuntimeError as exc:
                     # No thread can be started now. Where there is one, it may still take what was submitted.
-                    log.error("a connection can't be tried: %s", exc)
+                    lack = exhausted(exc)
+                    if lack is None:
+                        log.error("a connection can't be tried: %s", exc)
+                    else:
+                        self._shortages.occurred(lack, "{} port {} can't be connected to".format(*_address(poller)))
                     self._queue.finish(poller)
                     wait_seconds: float | None = _TRY_AGAIN_SECONDS
                     self._queue.add(poller, _address(poller))

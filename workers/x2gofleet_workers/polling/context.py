@@ -14,6 +14,7 @@ from x2gofleet_workers.ownership import Ownership
 from x2gofleet_workers.polling.host_names import HostNames
 from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.reports import Counters, Progress
+from x2gofleet_workers.shortages import Shortages
 
 
 class NotOwnerError(Exception):
@@ -56,6 +57,7 @@ class PollContext:
     reference: ReferenceCheck
     host_names: HostNames
     notices: Notices = NO_NOTICES
+    shortages: Shortages = field(default_factory=Shortages)
     logins_at_address: int = 1
     counters: Counters = field(default_factory=Counters)
     progress: Progress = field(default_factory=Progress)

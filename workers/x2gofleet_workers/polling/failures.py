@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Sequence
 
-from x2gofleet.errors import PollError
+from x2gofleet.errors import PollError, WorkerExhausted
 from x2gofleet.kinds import Kind
 from x2gofleet_workers.polling.backoff import Backoff
 
@@ -20,6 +20,7 @@ class KindFailures:
         self._failures: dict[Kind, int] = {}
         self._retry_at: dict[Kind, float] = {}
         self._outage: set[Kind] = set()
+        self._shortage: dict[Kind, WorkerExhausted] = {}
         self._last_error: dict[Kind, PollError] = {}
         self._last_logged: dict[Kind, str] = {}
 
@@ -28,12 +29,27 @@ class KindFailures:
         return kind in self._failures
 
     def retry_at(self, kind: Kind) -> float | None:
-        """Return when a failing kind is tried again, None for one that does not fail."""
+        """Return when a kind is tried again that fails or was postponed, None for others."""
         return self._retry_at.get(kind)
 
     def error(self, kind: Kind) -> PollError | None:
         """Return the last failure of a failing kind, None for one that does not fail."""
         return self._last_error.get(kind)
+
+    def shortage(self, kind: Kind) -> WorkerExhausted | None:
+        """Return what the worker lacked for the last poll of a kind, None where that could be made."""
+        return self._shortage.get(kind)
+
+    def postpone(self, kinds: Sequence[Kind], exc: WorkerExhausted, now: float) -> float:
+        """Note that a poll could not be made; return the seconds to wait before the next try.
+
+        It counts as no failure of the server: neither the next delay nor what is known of the server changes.
+        """
+        delay_seconds = self._backoff.seconds(exc, 1)
+        for kind in kinds:
+            self._shortage[kind] = exc
+            self._retry_at[kind] = max(now + delay_seconds, self._retry_at.get(kind, now))
+        return delay_seconds
 
     def outage(self, kinds: Iterable[Kind]) -> None:
         """Note that these kinds fail as the server can't be reached: any success ends that for all of them."""
@@ -41,6 +57,7 @@ class KindFailures:
 
     def record(self, kinds: Sequence[Kind], exc: PollError, now: float) -> float:
         """Record one more failure of these kinds; return the seconds to wait before the next try."""
+        self._end_shortage()
         self._last_error.update(dict.fromkeys(kinds, exc))
         failures = 1 + max(self._failures.get(kind, 0) for kind in kinds)
         delay_seconds = self._backoff.seconds(exc, failures)
@@ -60,6 +77,8 @@ class KindFailures:
 
     def succeeded(self, kinds: Collection[Kind]) -> None:
         """Forget failures of these kinds, and of all that failed as the server could not be reached."""
+        if kinds:
+            self._end_shortage()
         over = [kind for kind in self._failures if kind in kinds or kind in self._outage]
         if not kinds or not over:
             return
@@ -69,3 +88,10 @@ class KindFailures:
                 by_kind.pop(kind, None)
         if not self._failures:
             log.info("%s: answers again", self._target)
+
+    def _end_shortage(self) -> None:
+        """Forget what was postponed: the worker could make a poll."""
+        for kind in self._shortage:
+            if kind not in self._failures:
+                self._retry_at.pop(kind, None)
+        self._shortage.clear()

@@ -256,10 +256,11 @@ class Lane:
     def _not_polled(self, kinds: Collection[Kind], exc: WorkerExhausted, report: PollReport) -> None:
         """Note that this worker could not make a poll; nothing is recorded about the server."""
         report.errors.update(dict.fromkeys(kinds, str(exc)))
-        self._context.metrics.worker_exhausted()
-        failed = sorted({*kinds, *(self._kinds if self._role.owns_connection else ())})
-        self.failures.outage(failed)
-        self._retry(failed, exc)
+        context = self._context
+        context.shortages.occurred(exc, f"{context.target.id} can't be polled")
+        postponed = sorted({*kinds, *(self._kinds if self._role.owns_connection else ())})
+        delay_seconds = self.failures.postpone(postponed, exc, context.monotonic())
+        context.retries.retry(context.target.id, self._role.name, delay_seconds)
 
     def _failed(self, lease: Lease, kinds: Sequence[Kind], exc: PollError) -> None:
         delay_seconds = self._retry(kinds, exc)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from x2gofleet.errors import WorkerExhausted
 from x2gofleet.kinds import Kind
 from x2gofleet.store import Outcome, Store
 from x2gofleet.usernames import check_username
@@ -23,6 +22,7 @@ from x2gofleet_workers.polling.reference import ReferenceCheck
 from x2gofleet_workers.polling.reports import Counters, PollReport
 from x2gofleet_workers.polling.sections import fitting_users, is_of_users, quick_kinds, slow_kinds
 from x2gofleet_workers.polling.writer import SnapshotWriter
+from x2gofleet_workers.shortages import Shortages
 
 
 class TargetPoller:
@@ -38,6 +38,7 @@ class TargetPoller:
         retries: Retries,
         logins_at_address: int = 1,
         metrics: Metrics = NO_METRICS,
+        shortages: Shortages | None = None,
         hints: Hints = NO_HINTS,
         notices: Notices = NO_NOTICES,
         monotonic: Callable[[], float] = time.monotonic,
@@ -51,6 +52,7 @@ class TargetPoller:
             retries=retries,
             logins_at_address=logins_at_address,
             metrics=metrics,
+            shortages=shortages or Shortages(metrics),
             hints=hints,
             notices=notices,
             monotonic=monotonic,
@@ -92,8 +94,8 @@ class TargetPoller:
     @property
     def worker_fault(self) -> str:
         """Why this worker itself can't poll the sessions now, "" where that is not so."""
-        error = self._quick.failures.error(Kind.SESSIONS)
-        return str(error) if isinstance(error, WorkerExhausted) else ""
+        shortage = self._quick.failures.shortage(Kind.SESSIONS)
+        return str(shortage) if shortage is not None else ""
 
     def ages(self) -> dict[Kind, float]:
         """Return the seconds since the last good answer of each kind, or since the target came to this worker."""
@@ -109,16 +111,18 @@ class TargetPoller:
     def _stale_reason(self, kind: Kind) -> StaleReason:
         if self.condition == "backing_off":
             return "down"
-        return "failing" if self.retry_at(kind) is not None else "late"
+        return "failing" if self._lane(kind).failures.is_failing(kind) else "late"
 
     def may_try(self) -> bool:
         """Whether the back-off after a failure is over."""
         return self._quick.may_try()
 
     def retry_at(self, kind: Kind) -> float | None:
-        """Return when (monotonic time) a kind that fails is tried again, None for one that does not fail."""
-        lane = self._quick if kind in quick_kinds(self.target) else self._slow
-        return lane.failures.retry_at(kind)
+        """Return when (monotonic time) a kind is tried again that fails or was postponed, None for others."""
+        return self._lane(kind).failures.retry_at(kind)
+
+    def _lane(self, kind: Kind) -> Lane:
+        return self._quick if kind in quick_kinds(self.target) else self._slow
 
     def poll_quick(self) -> PollReport:
         """Poll the quick kinds that are due."""

@@ -17,6 +17,8 @@ def dial(endpoint: Endpoint, resolver: Resolver, deadline: Deadline) -> socket.s
     try:
         addresses = resolver.addresses(endpoint.host, endpoint.port, timeout_seconds=deadline.left())
     except OSError as exc:
+        # getaddrinfo words a lack of file descriptors as an outage of the DNS; this raises what it is.
+        socket.socket(socket.AF_INET).close()
         raise Unreachable(f"{endpoint.address}: {exc}", mend="see whether the name is right and DNS answers") from exc
     failure: OSError | None = None
     for tried, (family, kind, protocol, _, address) in enumerate(addresses):
