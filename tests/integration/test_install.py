@@ -126,10 +126,14 @@ def test_the_wheel_has_the_license_and_nothing_but_the_packages(machine: Machine
     with zipfile.ZipFile(machine.wheel) as wheel:
         names = wheel.namelist()
         info = f"x2gofleet-{PROJECT['version']}.dist-info"
-        assert {name.partition("/")[0] for name in names} == {"x2gofleet", "x2gofleet_workers", info}
+        assert {name.partition("/")[0] for name in names} == {"x2gofleet", "x2gofleet_entry", "x2gofleet_workers", info}
         assert wheel.read(f"{info}/licenses/LICENSE") == LICENSE
         check_metadata(metadata_of(wheel.read(f"{info}/METADATA")))
-        folders = {"x2gofleet": "x2gofleet", "workers/x2gofleet_workers": "x2gofleet_workers"}
+        folders = {
+            "x2gofleet": "x2gofleet",
+            "x2gofleet_entry": "x2gofleet_entry",
+            "workers/x2gofleet_workers": "x2gofleet_workers",
+        }
         wanted = {
             f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
             for folder, package in folders.items()

@@ -126,12 +126,16 @@ def check_fleet(fleet: Fleet, recorded_hosts: Mapping[str, str] = NOTHING_RECORD
     client = SshClient(warn=lambda text: say(f"warning  {text}"))
     check = partial(check_target, client=client, recorded_hosts=recorded_hosts)
     found: list[Checked] = []
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
         for checked in pool.map(check, fleet.targets.values()):
             found.append(checked)
             failed += not checked.ok
             word = "ok    " if checked.ok else "FAILED"
             say(f"{word}  {checked.target:<{width}}  {checked.address}  {checked.text}")
+    finally:
+        # After Ctrl-C nobody waits for servers that don't answer.
+        pool.shutdown(wait=False, cancel_futures=True)
     failed += print_findings(fleet, found)
     total = len(fleet.targets)
     if failed:

@@ -39,6 +39,7 @@ exit status:
   1  a target failed (check), a worker is not well (healthcheck), or something could not be started
   2  wrong usage, or an inventory that can't be used
   3  whether a worker lives is unknown, as Redis can't be asked (healthcheck)
+  4  what it prints can't be written: the disk is full, or stdout is closed
 
 examples:
   x2gofleet-worker demo
@@ -282,7 +283,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FleetError as exc:
         say(f"x2gofleet-worker: {exc}", file=sys.stderr)
         status = EXIT_FAILED
-    except KeyboardInterrupt:
-        status = 130
-    sys.stdout.flush()
     return status

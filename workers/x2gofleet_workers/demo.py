@@ -12,6 +12,7 @@ from pathlib import Path
 from x2gofleet.cache import FleetCache
 from x2gofleet.cli import live
 from x2gofleet.errors import CacheUnavailable, FleetError
+from x2gofleet.keys import DEFAULT_NAMESPACE
 from x2gofleet_workers.embedded import EmbeddedValkey, die_with_parent
 from x2gofleet_workers.simulator import running_simulation
 
@@ -51,6 +52,8 @@ def _start_worker(number: int, inventory: Path, url: str, directory: Path) -> su
             [
                 *(sys.executable, "-m", "x2gofleet_workers", "run", "--inventory", str(inventory)),
                 *("--redis-url", url, "--worker-id", f"demo-worker-{number}"),
+                # As the view reads it, whatever X2GOFLEET_NAMESPACE says.
+                *("--namespace", DEFAULT_NAMESPACE),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,

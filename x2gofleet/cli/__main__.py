@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from x2gofleet.cli.app import main
+from x2gofleet_entry import reader
 
-sys.exit(main())
+sys.exit(reader())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def acl(options: argparse.Namespace, *, url: str, namespace: str) -> int:
         return ANSWERED
     for role, found in users.items():
         print(_STARTS[options.format], names[role], *found)
+    sys.stdout.flush()
     for note in notes:
         tell(note)
     return ANSWERED

@@ -17,15 +17,12 @@ from x2gofleet.cli.results import (
     UnknownServer,
     load_rich,
     show,
-    silence_stdout,
     tell,
 )
 from x2gofleet.connection import link_from_url, redact_url
 from x2gofleet.errors import CacheUnavailable, FleetError, UnknownProfile
 from x2gofleet.extras import how_to_install
 from x2gofleet.programs import prepare_output
-
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = build_parser().parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE
-    try:
-        return _run(options)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except BrokenPipeError:
-        silence_stdout()
-        return 0
+    return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ exit status:
      a server is not up
   2  the command line is wrong, or no profile has that name
   3  Redis can't be asked, or holds what this version can't read
+  4  what it prints can't be written: the disk is full, or stdout is closed
 
 No command opens a connection to an X2Go server; cookies are never shown.
 """

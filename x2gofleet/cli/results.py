@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -71,10 +70,3 @@ def tell(text: str, *, wrap: bool = True) -> None:
     width = shutil.get_terminal_size().columns if wrap and sys.stderr.isatty() else None
     for line in wrapped(Line(f"x2gofleet: {clean(text)}", indent=2), width):
         print(line, file=sys.stderr)
-
-
-def silence_stdout() -> None:
-    """Send what is still buffered for a reader that has gone (``| head``) nowhere, so that exiting stays quiet."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)
