@@ -23,8 +23,8 @@ MAX_CONNECTIONS = 256
 CONNECTION_SECONDS = 10.0
 MAX_HEADER_BYTES = 16 * 1024
 _BACKLOG = 512
-# asyncio takes in so many connections before it looks at any of them.
-_ACCEPTED_AT_ONCE = 32
+# asyncio takes in so many connections before it looks at any of them: by a few times as many there may be too many.
+_ACCEPTED_AT_ONCE = 8
 _STOP_SECONDS = 1
 
 Scope = MutableMapping[str, Any]
