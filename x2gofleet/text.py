@@ -5,6 +5,7 @@ Every program of x2gofleet prints, logs and serves text through this module alon
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -62,6 +63,12 @@ def say(text: str, *, file: TextIO | None = None) -> None:
 
 class CleanFormatter(logging.Formatter):
     """Writes a record as one line; the lines of a traceback are indented, so that none looks like a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Another handler may have left its own text of the traceback in the record.
+        own = copy.copy(record)
+        own.exc_text = None
+        return super().format(own)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return clean(super().formatMessage(record))

@@ -632,7 +632,7 @@ ENDED: dict[str, tuple[Run, type[PollError], str]] = {
     "status 0": (exiting(0), LoginEnded, "exit status 0"),
     "cut": (aborting, ConnectionLost, "be started|before the probe greeted"),
     "protocol 3": (answering(well, HELLO.replace(b" 2 ", b" 3 ")), NotProven, "speaks protocol 3"),
-    "terminal codes": (exiting(1, b"\x1b[31mno\n\x07way"), LoginEnded, "no way"),
+    "terminal codes": (exiting(1, b"\x1b[31mno\n\x07way"), LoginEnded, "no \ufffdway"),
 }
 
 

@@ -69,5 +69,5 @@ def test_a_circle_of_causes_ends() -> None:
 
 
 def test_a_description_is_one_line_of_plain_text() -> None:
-    assert describe(OSError("a\x1b[31m\nb")) == "a [31m b"
+    assert describe(OSError("a\x1b[31m\nb")) == "a\ufffd[31m b"
     assert describe(EOFError()) == "EOFError"
