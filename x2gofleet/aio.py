@@ -11,7 +11,7 @@ from typing import Any, Self
 import redis.asyncio
 
 from x2gofleet.cache import FleetCache, Guard, link_options
-from x2gofleet.connection import AsyncLink, async_link_from_url, async_link_of
+from x2gofleet.connection import AsyncLink, WrongKeyType, async_link_from_url, async_link_of
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Events
 from x2gofleet.keys import DEFAULT_NAMESPACE, Keys
@@ -22,6 +22,7 @@ from x2gofleet.mirror import Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
 from x2gofleet.placement import RESERVATION_SECONDS, Placement
 from x2gofleet.questions import LOOKUP_SECONDS, Questions, question
+from x2gofleet.redis_values import checked
 from x2gofleet.snapshot import Snapshot
 
 
@@ -74,8 +75,12 @@ class AsyncFleetCache:
             commands = next(query)
             while True:
                 if commands:
-                    with self._guard:
-                        replies = await self._link.exchange(commands, deadline=deadline)
+                    try:
+                        with self._guard:
+                            replies = await self._link.exchange(commands, deadline=deadline)
+                    except WrongKeyType as exc:
+                        replies = exc.replies
+                    replies = checked(commands, replies)
                 else:
                     replies = []
                 commands = query.send(replies)

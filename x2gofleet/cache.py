@@ -14,6 +14,7 @@ from x2gofleet.connection import (
     CONNECT_TIMEOUT_SECONDS,
     Breaker,
     Link,
+    WrongKeyType,
     link_from_url,
     link_of,
     opens_breaker,
@@ -29,6 +30,7 @@ from x2gofleet.mirror import Mirror, NoMirror, mirror_from_url
 from x2gofleet.model import SessionList
 from x2gofleet.placement import RESERVATION_SECONDS, Placement
 from x2gofleet.questions import LOOKUP_SECONDS, Questions, question
+from x2gofleet.redis_values import checked
 from x2gofleet.snapshot import Snapshot
 
 
@@ -60,7 +62,7 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if value is None:
+        if value is None or isinstance(value, WrongKeyType):
             self._breaker.succeeded()
         elif isinstance(value, (redis.exceptions.RedisError, OSError)):
             failure = unavailable(value, "asking Redis")
@@ -130,8 +132,12 @@ class FleetCache:
             commands = next(query)
             while True:
                 if commands:
-                    with self._guard:
-                        replies = self._link.exchange(commands, deadline=deadline)
+                    try:
+                        with self._guard:
+                            replies = self._link.exchange(commands, deadline=deadline)
+                    except WrongKeyType as exc:
+                        replies = exc.replies
+                    replies = checked(commands, replies)
                 else:
                     replies = []
                 commands = query.send(replies)
@@ -269,12 +275,16 @@ class FleetCache:
     def view(self, kind: str | Kind, *, profile_name: str | None = None, username: str | None = None) -> View:
         """Return whatever snapshots of a kind there are, of a profile or of the whole fleet, and what is missing.
 
-        For people who look: brokers ask ``list_sessions`` and the like, which never give a part for the whole.
+        ``View.errors`` has, by target, what cannot be read; that counts as missing. For people who look: brokers ask
+        ``list_sessions`` and the like, which never give a part for the whole.
         """
         return self._run(self._questions.view(kind, profile_name=profile_name, username=username))
 
     def servers(self) -> tuple[ServerStatus, ...]:
-        """Return what is known of every server: up or down and since when, ages, owner, last error, drained."""
+        """Return what is known of every server: up or down and since when, ages, owner, last error, drained.
+
+        What of a server cannot be read is unknown, and its error a SnapshotCorrupt; the others are as ever.
+        """
         return self._run(self._questions.servers())
 
     def events(self, *, since: str | None = None, server: str | None = None, limit: int = 1000) -> Events:
@@ -355,7 +365,10 @@ class FleetCache:
             self._mirror.forget()
 
     def register_session(self, session_uuid: str, profile_name: str, username: str | None = None) -> None:
-        """Remember which profile and user a client's session UUID stands for, for a week."""
+        """Remember which profile and user a client's session UUID stands for, for a week.
+
+        Raises ValueError for what is no user name, and for text that UTF-8 can't encode.
+        """
         self._run(self._mirror.watched(self._questions.register_session(session_uuid, profile_name, username)))
 
     def forget_session(self, session_uuid: str) -> None:

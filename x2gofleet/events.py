@@ -16,6 +16,7 @@ from enum import StrEnum
 
 from x2gofleet.keys import server_of
 from x2gofleet.parsing import parse_sessions
+from x2gofleet.redis_values import number
 from x2gofleet.rows import SessionInfo
 
 _GONE = frozenset("F")
@@ -187,7 +188,7 @@ def decode_cursor(cursor: str | None) -> dict[str, str]:
     try:
         positions = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
         if isinstance(positions, dict) and all(_is_stream_id(value) for value in positions.values()):
-            return {str(target): value for target, value in positions.items()}
+            return positions
     except (ValueError, RecursionError):
         pass
     raise ValueError("since= is no cursor of an earlier events() call")
@@ -206,9 +207,9 @@ def _is_stream_id(value: object) -> bool:
 
 
 def decode_entry(target: str, entry: Sequence[object]) -> Event:
-    """Decode one entry of a reply of XRANGE; raises ValueError and KeyError for a foreign one."""
+    """Decode one entry of a reply of XRANGE; raises SnapshotCorrupt, ValueError and KeyError for a foreign one."""
     name, flat = entry
-    if not isinstance(name, bytes) or not isinstance(flat, list):
+    if not isinstance(name, bytes) or not isinstance(flat, list) or not _is_stream_id(name.decode()):
         raise ValueError("no entry of a stream")
     items = iter(flat)
     fields = {key.decode(): value.decode("utf-8", "replace") for key, value in zip(items, items, strict=True)}
@@ -216,7 +217,7 @@ def decode_entry(target: str, entry: Sequence[object]) -> Event:
     return Event(
         EventKind(fields["kind"]),
         target,
-        int(fields["at"]),
+        number(fields["at"].encode(), f"the time of an event of {target}"),
         fields.get("session", ""),
         fields.get("username", ""),
         fields.get("status", ""),

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from x2gofleet.errors import SnapshotCorrupt
+from x2gofleet.keys import is_server_id, server_of, target_id, user_of
 from x2gofleet.kinds import Kind
+
+MAX_DOCUMENT_BYTES = 16 << 20
+MAX_VERSION_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +93,78 @@ class PublishedFleet:
     def from_json(cls, document: str | bytes, version: str) -> PublishedFleet:
         """Decode a document; raises SnapshotCorrupt for one that no worker wrote."""
         try:
-            raw: dict[str, Any] = json.loads(document)
-            servers = {
-                name: PublishedServer(
-                    name, item["hostname"], tuple(item["labels"]), float(item["weight"]), bool(item["drain"])
-                )
-                for name, item in raw["servers"].items()
-            }
-            targets = {
-                name: PublishedTarget(
-                    name,
-                    item["server"],
-                    item["scope"],
-                    item["username"],
-                    frozenset(Kind(kind) for kind in item["kinds"]),
-                )
-                for name, item in raw["targets"].items()
-            }
-            profiles = {name: tuple(items) for name, items in raw["profiles"].items()}
-            left_out = frozenset(str(name) for name in raw.get("left_out", ()))
+            if len(document) > MAX_DOCUMENT_BYTES:
+                raise ValueError(f"it is longer than {MAX_DOCUMENT_BYTES} bytes")
+            # Numbers of thousands of digits are refused with ValueError, deep nesting with RecursionError.
+            raw = _table(json.loads(document))
+            servers = {name: _server(name, _table(item)) for name, item in _table(raw["servers"]).items()}
+            targets = {name: _target(name, _table(item)) for name, item in _table(raw["targets"]).items()}
+            profiles = {_text(name): _texts(items) for name, items in _table(raw["profiles"]).items()}
+            left_out = frozenset(_texts(raw.get("left_out", [])))
             _ = [servers[target.server] for target in targets.values()]
             _ = [targets[name] for names in profiles.values() for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
-            raise SnapshotCorrupt(f"the published inventory can't be read: {type(exc).__name__}: {exc}") from exc
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as exc:
+            raise _unreadable(f"{type(exc).__name__}: {exc}") from exc
         return cls(servers, targets, profiles, version, left_out)
+
+    @classmethod
+    def from_hash(cls, version: bytes | None, document: bytes | None) -> PublishedFleet:
+        """Decode the two fields that are stored; raises SnapshotCorrupt as ``from_json`` does."""
+        if version is None or document is None:
+            raise _unreadable(f"its {'version' if version is None else 'document'} is missing")
+        if len(version) > MAX_VERSION_BYTES:
+            raise _unreadable(f"its version is longer than {MAX_VERSION_BYTES} bytes")
+        try:
+            return cls.from_json(document, version.decode())
+        except UnicodeDecodeError as exc:
+            raise _unreadable("its version is not UTF-8") from exc
+
+
+def _unreadable(why: str) -> SnapshotCorrupt:
+    # What is foreign may be long, and hold anything.
+    shown = why if len(why) <= _SHOWN else f"{why[:_SHOWN]}..."
+    return SnapshotCorrupt(f"the published inventory can't be read: {shown}")
+
+
+_SHOWN = 200
+
+
+def _table(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} where an object belongs")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__} where a text belongs")
+    # Raises ValueError for lone surrogates, which JSON can escape and nobody can print or use in a key.
+    value.encode()
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"a {type(value).__name__} where a list belongs")
+    return tuple(map(_text, value))
+
+
+def _server(name: str, item: Mapping[str, Any]) -> PublishedServer:
+    if not is_server_id(name):
+        raise ValueError(f"{name!r} is not a valid server id")
+    weight = item["weight"]
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"the weight of {name} is not a number above 0")
+    if not isinstance(item["drain"], bool):
+        raise TypeError(f"drain of {name} is neither true nor false")
+    return PublishedServer(name, _text(item["hostname"]), _texts(item["labels"]), float(weight), item["drain"])
+
+
+def _target(name: str, item: Mapping[str, Any]) -> PublishedTarget:
+    server, scope, username = _text(item["server"]), item["scope"], item["username"]
+    # Raises ValueError for a user name that can't be one.
+    if target_id(server, username) != name or server_of(name) != server or user_of(name) != username:
+        raise ValueError(f"{name!r} is not the id of a target")
+    if scope != ("server" if username is None else "user"):
+        raise ValueError(f"the scope of {name} does not fit it")
+    return PublishedTarget(name, server, scope, username, frozenset(map(Kind, _texts(item["kinds"]))))

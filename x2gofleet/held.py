@@ -7,10 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from x2gofleet.errors import SnapshotCorrupt
 from x2gofleet.hints import Hint
 from x2gofleet.keys import server_of, user_of
-from x2gofleet.lookup import Command, Lookups, fields_of
+from x2gofleet.lookup import Lookups
 from x2gofleet.questions import Listed, Questions
+from x2gofleet.redis_values import Command, fields_of, number
 from x2gofleet.rows import SessionInfo
 from x2gofleet.snapshot import Snapshot
 
@@ -130,12 +132,13 @@ def confirmed(entry: Entry | None, hint: Hint | None, sent: float, now_ms: int) 
 
 def entry_of(reply: Sequence[bytes], ttl_ms: int, hint: Hint | None, sent: float, now_ms: int) -> Entry | None:
     """Return what is to be held of a snapshot that was read; None for one that Redis itself has to be asked for."""
-    fields = fields_of(reply)
     try:
-        digest, polled_at_ms, listed_at_ms = fields[b"digest"], int(fields[b"polled_at"]), int(fields[b"listed_at"])
-        polled, expires = sent - (now_ms - polled_at_ms) / 1000, sent + ttl_ms / 1000
-    except (KeyError, ValueError, OverflowError):
+        fields = fields_of(reply)
+        digest = fields[b"digest"]
+        polled_at_ms, listed_at_ms = (number(fields[name], "a time") for name in (b"polled_at", b"listed_at"))
+    except (KeyError, SnapshotCorrupt):
         return None
+    polled, expires = sent - (now_ms - polled_at_ms) / 1000, sent + ttl_ms / 1000
     if ttl_ms <= 0 or polled_at_ms > now_ms:
         return None
     if hint is not None:

@@ -36,6 +36,14 @@ def target_id(server: str, username: str | None = None) -> str:
     return f"{usernames.encode(username)}@{server}"
 
 
+def check_text(text: str, what: str) -> None:
+    """Raise ValueError for what can't be sent to Redis: anything but a text that UTF-8 can encode."""
+    try:
+        text.encode()
+    except (UnicodeEncodeError, AttributeError):
+        raise ValueError(f"{text!r} is not a valid {what}: use text without lone surrogates") from None
+
+
 def server_of(target: str) -> str:
     """Return the server id of a target id."""
     return target.rpartition("@")[2]
@@ -101,7 +109,8 @@ class Keys:
         return f"{self.namespace}:changes"
 
     def uuid(self, session_uuid: str) -> str:
-        """Hash profile, username: a registered X2Go session."""
+        """Hash profile, username: a registered X2Go session. Raises ValueError for what UTF-8 can't encode."""
+        check_text(session_uuid, "session UUID")
         return f"{self.namespace}:uuid:{session_uuid}"
 
     def refresh_requests(self, worker_id: str) -> str:

@@ -10,19 +10,26 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from x2gofleet.errors import CacheUnavailable, RefreshFailed, SnapshotCorrupt, UnknownProfile
+from x2gofleet.errors import (
+    CacheUnavailable,
+    FleetError,
+    RefreshFailed,
+    SchemaMismatch,
+    SnapshotCorrupt,
+    UnknownProfile,
+)
 from x2gofleet.events import Event, Events, decode_cursor, decode_entry, encode_cursor
 from x2gofleet.fleet import PublishedFleet, PublishedTarget
 from x2gofleet.keys import Keys, target_id
 from x2gofleet.kinds import Kind
+from x2gofleet.redis_values import Command, fields_of, number, time_ms, usable
 from x2gofleet.requests import Answer, AnswerCode, AnswerRefused, Operation, Request
 from x2gofleet.snapshot import Snapshot
 from x2gofleet.usernames import check_username, is_username, may_be_one_account
 
-Command = tuple[Any, ...]
 T = TypeVar("T")
 Query = Generator[list[Command], list[Any], T]
 
@@ -88,7 +95,8 @@ class ServerStatus:
 class View:
     """The answers of a profile's targets for one kind, in the profile's order.
 
-    ``missing_servers`` have no snapshot; those of them that are not known to be down are ``unknown_servers`` too.
+    ``missing_servers`` have no snapshot that can be read; those of them that are not known to be down are
+    ``unknown_servers`` too. ``errors`` says, by target, what of it cannot be read: SnapshotCorrupt or SchemaMismatch.
     ``asked_at`` is the monotonic time in seconds at which the question was sent.
     """
 
@@ -97,6 +105,13 @@ class View:
     cached: bool
     unknown_servers: tuple[str, ...] = ()
     asked_at: float | None = field(default=None, compare=False, repr=False)
+    errors: Mapping[str, FleetError] = field(default_factory=dict, compare=False)
+
+    def complete(self) -> View:
+        """Return this view. Raises the first of its ``errors``: nobody is to take a part for the whole."""
+        for error in self.errors.values():
+            raise error
+        return self
 
     @property
     def oldest_age(self) -> float | None:
@@ -107,31 +122,16 @@ class View:
 NOTHING = View((), (), cached=False)
 
 
-def time_ms(reply: Any) -> int:
-    """Decode a reply of TIME into ms."""
-    seconds, micros = reply
-    return int(seconds) * 1000 + int(micros) // 1000
+def _state_number(value: bytes) -> int:
+    return number(value, "what is stored of a target")
 
 
-def fields_of(reply: Any) -> dict[bytes, bytes]:
-    """Decode a reply of HGETALL: names and values in turn."""
-    items = iter(reply)
-    return dict(zip(items, items, strict=True))
-
-
-def _number(value: bytes) -> int:
-    try:
-        return int(value)
-    except ValueError as exc:
-        raise SnapshotCorrupt(
-            f"what is stored of a target can't be read ({exc}): something other than an x2gofleet worker wrote it"
-        ) from exc
-
-
-def is_down(state: Sequence[bytes | None]) -> bool:
-    """Whether the newest poll failed; ``state`` is what ``down_command`` asked for. Raises SnapshotCorrupt."""
+def is_down(reply: Any) -> bool:
+    """Whether the newest poll failed, by the reply to ``down_command``. Raises SnapshotCorrupt."""
+    state: Sequence[bytes | None] = usable(reply)
     return any(
-        failed is not None and _number(failed) > _number(good or b"0") for good, failed in (state[0:2], state[2:4])
+        failed is not None and _state_number(failed) > _state_number(good or b"0")
+        for good, failed in (state[0:2], state[2:4])
     )
 
 
@@ -171,8 +171,10 @@ class Lookups:
 
     def _read_fleet(self) -> Query[PublishedFleet | None]:
         replies = yield [("HMGET", self.keys.fleet(), "version", "document")]
-        version, document = replies[0]
-        self._fleet = PublishedFleet.from_json(document, version.decode()) if version and document else None
+        self._fleet = None
+        version, document = usable(replies[0])
+        if version or document:
+            self._fleet = PublishedFleet.from_hash(version, document)
         return self._fleet
 
     def fleet(self) -> Query[PublishedFleet | None]:
@@ -180,7 +182,7 @@ class Lookups:
         known = self._fleet
         if known is not None:
             replies = yield [self._version]
-            if replies[0] is not None and replies[0].decode() == known.version:
+            if _is_version(replies[0], known):
                 return known
         return (yield from self._read_fleet())
 
@@ -195,7 +197,7 @@ class Lookups:
             if fleet is None:
                 return None
             replies = yield [self._version, *build(fleet)]
-            if replies[0] is not None and replies[0].decode() == fleet.version:
+            if _is_version(replies[0], fleet):
                 return fleet, replies[1:]
             fleet = yield from self._read_fleet()
         raise CacheUnavailable("the published inventory changes faster than it can be read")
@@ -203,7 +205,7 @@ class Lookups:
     def registration(self, session_uuid: str) -> Query[tuple[str, str | None] | None]:
         """Return (profile name, user name or None) of a registered session, None where it is not registered."""
         replies = yield [("HMGET", self.keys.uuid(session_uuid), "profile", "username")]
-        profile, username = replies[0]
+        profile, username = usable(replies[0])
         if profile is None:
             return None
         return profile.decode("utf-8", "replace"), username.decode("utf-8", "replace") if username else None
@@ -355,14 +357,21 @@ class Lookups:
             return NOTHING
         now_ms = time_ms(replies[0])
         snapshots, missing, unknown = [], [], []
+        errors: dict[str, FleetError] = {}
         for target, found, state in zip(targets, replies[1::2], replies[2::2], strict=True):
-            if found:
-                snapshots.append(Snapshot.from_hash(target.id, kind, fields_of(found), now_ms=now_ms))
-            else:
-                missing.append(target.server)
-                if not is_down(state):
-                    unknown.append(target.server)
-        return View(tuple(snapshots), tuple(missing), bool(snapshots) and not unknown, tuple(unknown), asked_at)
+            down = False
+            try:
+                if fields := fields_of(found):
+                    snapshots.append(Snapshot.from_hash(target.id, kind, fields, now_ms=now_ms))
+                    continue
+                down = is_down(state)
+            except (SnapshotCorrupt, SchemaMismatch) as exc:
+                errors[target.id] = exc
+            missing.append(target.server)
+            if not down:
+                unknown.append(target.server)
+        cached = bool(snapshots) and not unknown
+        return View(tuple(snapshots), tuple(missing), cached, tuple(unknown), asked_at, errors)
 
     def snapshots(
         self, *, profile_name: str | None, server: str | None, kinds: Sequence[Kind], username: str | None
@@ -395,11 +404,14 @@ class Lookups:
         return tuple(
             Snapshot.from_hash(target, kind, fields_of(reply), now_ms=now_ms)
             for (target, kind), reply in zip(wanted(fleet), replies[1:], strict=True)
-            if reply
+            if usable(reply)
         )
 
     def servers(self) -> Query[tuple[ServerStatus, ...]]:
-        """Return the status of every server of the inventory, in its order: one round trip."""
+        """Return the status of every server of the inventory, in its order: one round trip.
+
+        A target whose state cannot be read is unknown, with the error of that for its own.
+        """
         kinds = tuple(Kind)
 
         def build(fleet: PublishedFleet) -> list[Command]:
@@ -419,12 +431,7 @@ class Lookups:
         statuses: dict[str, list[TargetStatus]] = {server: [] for server in fleet.servers}
         for index, target in enumerate(fleet.targets.values()):
             state, owner, *polled = replies[1 + index * width : 1 + (index + 1) * width]
-            ages = {
-                kind: max(0, now_ms - _number(value)) / 1000.0
-                for kind, value in zip(kinds, polled, strict=True)
-                if value is not None
-            }
-            statuses[target.server].append(_target_status(target, fields_of(state), owner, ages))
+            statuses[target.server].append(_readable_status(target, state, owner, polled, now_ms))
         return tuple(_server_status(fleet, name, targets, now_ms) for name, targets in statuses.items() if targets)
 
     def events(self, since: str | None, server: str | None, limit: int) -> Query[Events]:
@@ -453,7 +460,7 @@ class Lookups:
         found: list[Event] = []
         for name, reply in zip(targets(fleet), replies, strict=True):
             try:
-                entries = [decode_entry(name, entry) for entry in reply]
+                entries = [decode_entry(name, entry) for entry in usable(reply)]
             except (KeyError, ValueError) as exc:
                 raise SnapshotCorrupt(f"the events of {name} can't be read: {exc}") from exc
             if entries:
@@ -478,7 +485,7 @@ class Lookups:
         """
         if username is not None:
             check_username(username)
-        deadline = self._monotonic() + timeout_seconds
+        deadline = self._deadline(timeout_seconds)
         fleet = yield from self.fleet()
         if fleet is None or profile_name not in fleet.profiles:
             raise UnknownProfile(profile_name, tuple(fleet.profiles) if fleet else ())
@@ -529,11 +536,16 @@ class Lookups:
         snapshots = tuple(
             Snapshot.from_hash(name, kind, fields_of(reply), now_ms=now_ms)
             for (name, kind), reply in zip(stored, replies[1:], strict=True)
-            if reply
+            if usable(reply)
         )
         if errors:
             raise RefreshFailed(errors, snapshots, what=operation)
         return snapshots
+
+    def _deadline(self, timeout_seconds: float) -> float:
+        if not timeout_seconds < math.inf:
+            raise ValueError(f"give a number of seconds for timeout=, not {timeout_seconds!r}")
+        return self._monotonic() + timeout_seconds
 
     def _send(self, waiting: Mapping[str, _Waiting]) -> Query[None]:
         """Send each request to the target's owner, again where that has changed."""
@@ -541,7 +553,7 @@ class Lookups:
         commands: list[Command] = []
         now = self._monotonic()
         for item, owner in zip(waiting.values(), owners, strict=True):
-            name = "" if owner is None else owner.decode(errors="replace")
+            name = _text(usable(owner))
             if not name or (name == item.owner and now < item.again_at):
                 continue
             item.owner, item.again_at = name, math.inf
@@ -552,14 +564,14 @@ class Lookups:
 
     def _live_workers(self) -> Query[list[str]]:
         replies = yield [("ZREVRANGE", self.keys.workers(), 0, -1)]
-        members = [worker.decode(errors="replace") for worker in replies[0]]
+        members = [_text(worker) for worker in usable(replies[0])]
         # One that was killed is listed until another worker strikes it off.
         alive = yield [("EXISTS", self.keys.worker(worker)) for worker in members]
         return [worker for worker, lives in zip(members, alive, strict=True) if lives]
 
     def check(self, *, timeout_seconds: float) -> Query[int]:
         """Ask a worker to drop what belongs to no target any more; return how many keys went."""
-        deadline = self._monotonic() + timeout_seconds
+        deadline = self._deadline(timeout_seconds)
         workers = yield from self._live_workers()
         if not workers:
             return 0
@@ -588,12 +600,49 @@ def _answer_of(reply: Any) -> Answer | None:
         return None
 
 
+def _is_version(reply: Any, fleet: PublishedFleet) -> bool:
+    """Whether the version that Redis has is that of an inventory."""
+    found: bytes | None = usable(reply)
+    return found == fleet.version.encode()
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode("utf-8", "replace")
+
+
+def _readable_status(
+    target: PublishedTarget, state: Any, owner: Any, polled: Sequence[Any], now_ms: int
+) -> TargetStatus:
+    """Return the status by the replies about a target; what of them cannot be read is unknown, and its error."""
+    ages: dict[Kind, float] = {}
+    error: SnapshotCorrupt | None = None
+    for kind, value in zip(Kind, polled, strict=True):
+        try:
+            if usable(value) is not None:
+                what = f"the {kind.value} snapshot of {target.id}"
+                ages[kind] = max(0, now_ms - number(value, what)) / 1000.0
+        except SnapshotCorrupt as exc:
+            error = exc
+    try:
+        owned_by = _text(usable(owner))
+    except SnapshotCorrupt as exc:
+        owned_by, error = "", exc
+    try:
+        status = _target_status(target, fields_of(state), owned_by or None, ages)
+    except SnapshotCorrupt as exc:
+        status = replace(_target_status(target, {}, owned_by or None, ages), up=None)
+        error = exc
+    if error is None or status.error_class:
+        return status
+    return replace(status, error_class=type(error).__name__, error_text=str(error))
+
+
 def _target_status(
-    target: PublishedTarget, state: Mapping[bytes, bytes], owner: bytes | None, ages: Mapping[Kind, float]
+    target: PublishedTarget, state: Mapping[bytes, bytes], owner: str | None, ages: Mapping[Kind, float]
 ) -> TargetStatus:
     def newest(when: str) -> dict[Kind, int]:
         names = {kind: state.get(f"{kind.value}.{when}".encode()) for kind in Kind}
-        return {kind: _number(value) for kind, value in names.items() if value is not None}
+        return {kind: _state_number(value) for kind, value in names.items() if value is not None}
 
     good, failed = newest("good_at"), newest("failed_at")
     broken = [kind for kind, at in failed.items() if at > good.get(kind, 0)]
@@ -607,7 +656,7 @@ def _target_status(
     since_ms = max((at[main] for at in (good, failed) if main in at), default=None)
     since = state.get(f"{main.value}.since".encode())
     if up is not None:
-        since_ms = None if since is None else _number(since)
+        since_ms = None if since is None else _state_number(since)
     text = state.get(f"{told.value}.error_text".encode(), b"") if broken else b""
     name = state.get(f"{told.value}.error_class".encode(), b"") if broken else b""
     return TargetStatus(
@@ -617,10 +666,10 @@ def _target_status(
         up,
         since_ms,
         ages,
-        owner.decode(errors="replace") if owner else None,
-        _number(state.get(f"{told.value}.failures".encode(), b"0")),
-        name.decode(errors="replace"),
-        text.decode(errors="replace"),
+        owner,
+        _state_number(state.get(f"{told.value}.failures".encode(), b"0")),
+        _text(name),
+        _text(text),
         max(good.values(), default=None),
         max(failed.values(), default=None),
     )

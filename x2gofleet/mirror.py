@@ -18,9 +18,9 @@ from weakref import ref
 
 import redis
 
-from x2gofleet.connection import Breaker, Link, link_from_url, opens_breaker, unavailable
+from x2gofleet.connection import Breaker, Link, WrongKeyType, link_from_url, opens_breaker, unavailable
 from x2gofleet.connection.forks import begins_anew
-from x2gofleet.errors import CacheUnavailable, FleetError
+from x2gofleet.errors import CacheUnavailable, FleetError, SnapshotCorrupt, Unavailable
 from x2gofleet.fleet import PublishedFleet
 from x2gofleet.held import (
     ANSWERS_KEPT,
@@ -37,8 +37,9 @@ from x2gofleet.held import (
 from x2gofleet.hints import Hint, decode_field
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
-from x2gofleet.lookup import Command, Lookups, Query, fields_of, time_ms
+from x2gofleet.lookup import Lookups, Query
 from x2gofleet.questions import Questions
+from x2gofleet.redis_values import Command, checked, fields_of, time_ms, usable
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ _TRY_AGAIN_SECONDS = 0.25
 _FETCHED_AT_ONCE = 200
 _CHANGES_AT_ONCE = 1000
 _NAMES_KEPT = 100_000
+_SNAPSHOT_ENDS = tuple(f"}}:{kind.value}" for kind in Kind)
 # Ages are what counts: the clock that answers are made with stands still.
 _NOW_MS = 1 << 41
 _TIME = [_NOW_MS // 1000, _NOW_MS % 1000 * 1000]
@@ -135,6 +137,7 @@ class Mirror:
         self._link, self._keys, self._monotonic = link, keys, monotonic
         self._profiles = None if profiles is None else frozenset(profiles)
         self._uuids = keys.uuid("")
+        self._targets, self._version = f"{keys.namespace}:{{", ("HGET", keys.fleet(), "version")
         self._closed = False
         self.after_fork()
         begins_anew(self)
@@ -196,7 +199,7 @@ class Mirror:
         for command in commands:
             name, key = command[0], command[1] if len(command) > 1 else ""
             reply: Any
-            if name in ("HGETALL", "EXISTS"):
+            if name in ("HGETALL", "EXISTS") and self._is_snapshot(key):
                 entry = generation.held.get(key)
                 if entry is None or entry.expires <= now:
                     reply = [] if name == "HGETALL" else 0
@@ -206,17 +209,23 @@ class Mirror:
                     reply = [*entry.reply, b"polled_at", b"%d" % (_NOW_MS - age_ms)] if name == "HGETALL" else 1
             elif name == "TIME":
                 reply = _TIME
-            elif name == "HGET":
+            elif command == self._version:
                 reply = generation.version
-            elif key.startswith(self._uuids):
+            elif name == "HMGET" and key.startswith(self._uuids):
                 until, reply = self._registered.get(key, (-math.inf, None))
                 if until <= now:
                     raise _Unknown
                 used.append(until)
-            else:
+            elif name == "HMGET" and key.startswith(self._targets) and key.endswith("}:state"):
                 reply = generation.states.get(command) or [None] * (len(command) - 2)
+            else:
+                # Redis is asked for whatever is not held here.
+                raise _Unknown
             replies.append(reply)
         return replies
+
+    def _is_snapshot(self, key: str) -> bool:
+        return key.startswith(self._targets) and key.endswith(_SNAPSHOT_ENDS)
 
     def watched(self, query: Query[T]) -> Query[T]:
         """Pass a query on that Redis is asked, and learn from it which sessions are registered, or are no more."""
@@ -229,7 +238,7 @@ class Mirror:
                 self._unregister(about)
             asked_at = self._monotonic()
             replies = yield commands
-            if reads and replies[0][0] is not None:
+            if reads and isinstance(replies[0], list) and replies[0][0] is not None:
                 self._register(about, asked_at, replies[0])
             elif about and (not reads or about in self._registered):
                 self._unregister(about)
@@ -319,7 +328,7 @@ class Mirror:
     def fed(self, reply: Any) -> None:
         """Take over what the command that waits for changes brought."""
         self.breaker.succeeded()
-        if not reply:
+        if not reply or not reply[0][1]:
             return
         entries = reply[0][1]
         texts: dict[bytes, bytes] = {}
@@ -349,10 +358,12 @@ class Mirror:
     def _ask(self, commands: Sequence[Command], deadline: float) -> list[Any]:
         try:
             replies = self._link.exchange(commands, deadline=deadline)
+        except WrongKeyType as exc:
+            replies = exc.replies
         except (redis.exceptions.RedisError, OSError) as exc:
             raise unavailable(exc, "following the workers' hints") from exc
         self.breaker.succeeded()
-        return replies
+        return checked(commands, replies)
 
     def _resync(self, deadline: float) -> None:
         keys = self._keys
@@ -369,11 +380,15 @@ class Mirror:
             ],
             min(deadline, sent + COMMAND_SECONDS),
         )
+        version = usable(version)
+        try:
+            newest, told = usable(newest), fields_of(hints)
+        except SnapshotCorrupt as exc:
+            raise CacheUnavailable(f"the workers' hints can't be followed: {exc}", Unavailable.OTHER) from exc
         questions = before.questions if version is not None and version == before.version else None
         if questions is None:
             questions, version = self._read_fleet(deadline)
             self._miss_profiles(questions)
-        told = fields_of(hints)
         held: dict[str, Entry] = {}
         fetch = self._compare(questions, told, before.held, held, sent, time_ms(clock))
         states = self._fetch(fetch, held, deadline)
@@ -560,9 +575,8 @@ class _Feed:
                 return None
             command, seconds = waiting
             # Nothing here holds on to the mirror while it waits.
-            reply = self._link.exchange(
-                [command], deadline=time.monotonic() + seconds + COMMAND_SECONDS - BLOCK_SECONDS
-            )
+            until = time.monotonic() + seconds + COMMAND_SECONDS - BLOCK_SECONDS
+            reply = checked([command], self._link.exchange([command], deadline=until))
             mirror = self._mirror()
             if mirror is None:
                 return None

@@ -14,13 +14,14 @@ from functools import cache
 from importlib import resources
 from statistics import median
 
-from x2gofleet.errors import NoServerAvailable, SnapshotCorrupt
+from x2gofleet.errors import CacheUnavailable, NoServerAvailable, SnapshotCorrupt, Unavailable
 from x2gofleet.fleet import PublishedFleet, PublishedTarget
 from x2gofleet.keys import is_server_id, server_of
 from x2gofleet.kinds import Kind
-from x2gofleet.lookup import Command, Lookups, Query, fields_of, is_down, time_ms
+from x2gofleet.lookup import Lookups, Query, is_down
 from x2gofleet.owners import other_names
 from x2gofleet.parsing import parse_sessions
+from x2gofleet.redis_values import LARGEST, Command, fields_of, time_ms, usable
 from x2gofleet.rows import SessionInfo
 from x2gofleet.snapshot import Snapshot
 from x2gofleet.usernames import check_username
@@ -128,23 +129,19 @@ class Placements:
             return None
 
         def snapshot(target: PublishedTarget, kind: Kind, reply: Sequence[bytes]) -> Snapshot | None:
-            return Snapshot.from_hash(target.id, kind, fields_of(reply), now_ms=now_ms) if reply else None
+            fields = fields_of(reply)
+            return Snapshot.from_hash(target.id, kind, fields, now_ms=now_ms) if fields else None
 
         standings = []
         for index, target in enumerate(asked):
             sessions, load, state, reserved = replies[1 + 4 * index : 5 + 4 * index]
-            names = iter(reserved)
             standings.append(
                 Standing(
                     target,
                     snapshot(target, Kind.SESSIONS, sessions),
                     snapshot(target, Kind.LOAD, load),
                     is_down(state),
-                    {
-                        name.decode("utf-8", "replace"): int(float(score))
-                        for name, score in zip(names, names, strict=True)
-                        if float(score) > now_ms
-                    },
+                    _reserved(usable(reserved), now_ms),
                 )
             )
         return fleet, now_ms, standings
@@ -190,6 +187,8 @@ class Placements:
         keys += [self._keys.reserved(s.target.server) for s in standings if s not in ready and username in s.reserved]
         replies = yield [("EVAL", _script(), len(keys), *keys, *arguments)]
         index, until, *reservations = replies[0]
+        if not 1 <= index <= len(order) or len(reservations) != len(order):
+            raise CacheUnavailable("choosing a server: the script's reply has another form", Unavailable.OTHER)
         chosen = candidates[order[index - 1]]
         return Placement(
             chosen.server,
@@ -227,6 +226,19 @@ class Placements:
         _check_server(server)
         replies = yield [("ZREM", self._keys.reserved(server), username)]
         return bool(replies[0])
+
+
+def _reserved(reply: Sequence[bytes], now_ms: int) -> dict[str, int]:
+    """Return whose reservations have not expired, and when they do: 2**53 ms at the latest, whatever their score."""
+    found, items = {}, iter(reply)
+    for name, text in zip(items, items, strict=True):
+        try:
+            score = min(float(text), float(LARGEST))
+        except ValueError as exc:
+            raise SnapshotCorrupt("a reservation can't be read: its score is not a number") from exc
+        if score > now_ms:
+            found[name.decode("utf-8", "replace")] = int(score)
+    return found
 
 
 def _check_server(server: str) -> None:

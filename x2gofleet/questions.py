@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec
 
 from x2gofleet.errors import RefreshFailed, UnknownProfile
 from x2gofleet.events import Events
-from x2gofleet.keys import is_server_id
+from x2gofleet.keys import check_text, is_server_id
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.lookup import Lookups, Query, ServerStatus, T, View
@@ -104,7 +104,7 @@ class Questions:
         if resolved is None:
             return None
         profile, user = resolved
-        view = yield from self.lookups.view(profile, kind, user)
+        view = (yield from self.lookups.view(profile, kind, user)).complete()
         return (view, user) if view.cached else None
 
     def is_cached(
@@ -132,7 +132,7 @@ class Questions:
         return None if found is None else self._sessions(*found)
 
     def find_sessions(self, *, username: str) -> Query[SessionList | None]:
-        view = yield from self.lookups.fleet_view(Kind.SESSIONS, username)
+        view = (yield from self.lookups.fleet_view(Kind.SESSIONS, username)).complete()
         return self._sessions(view, username) if view.cached else None
 
     def list_desktops(
@@ -167,7 +167,7 @@ class Questions:
         return [m.listed for of, m in mounts if of == user or m.session_name in sessions]
 
     def load(self, profile_name: str) -> Query[dict[str, LoadReport] | None]:
-        view = yield from self.lookups.view(profile_name, Kind.LOAD, None)
+        view = (yield from self.lookups.view(profile_name, Kind.LOAD, None)).complete()
         if not view.cached:
             return None
         return {snapshot.server: snapshot.load() for snapshot in view.snapshots}
@@ -268,6 +268,7 @@ class Questions:
     def register_session(self, session_uuid: str, profile_name: str, username: str | None = None) -> Query[None]:
         if not session_uuid:
             raise ValueError("a session UUID can't be empty")
+        check_text(profile_name, "profile name")
         if username:
             check_username(username)
         return self.lookups.register(session_uuid, profile_name, username)

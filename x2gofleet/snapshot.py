@@ -12,6 +12,7 @@ from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.model import SessionList
 from x2gofleet.parsing import parse_desktops, parse_load, parse_mounts, strip_age
+from x2gofleet.redis_values import number
 from x2gofleet.rows import Mount
 
 SCHEMA_VERSION = 1
@@ -95,33 +96,36 @@ class Snapshot:
         ``now_ms`` is the time on the clock of Redis at which the hash was read.
         Raises SchemaMismatch for a newer schema and SnapshotCorrupt for anything that is no snapshot.
         """
+        what = f"the {kind.value} snapshot of {target}"
+
+        def stored(name: bytes) -> int:
+            return number(fields[name], what)
+
         try:
-            schema = int(fields[b"schema"])
+            schema = stored(b"schema")
             if schema > SCHEMA_VERSION:
                 raise SchemaMismatch(
-                    f"the {kind.value} snapshot of {target} has schema {schema}, this library reads up to "
-                    f"{SCHEMA_VERSION}: upgrade x2gofleet here"
+                    f"{what} has schema {schema}, this library reads up to {SCHEMA_VERSION}: upgrade x2gofleet here"
                 )
-            polled_at_ms = int(fields[b"polled_at"])
+            polled_at_ms = stored(b"polled_at")
             return cls(
                 target,
                 kind,
                 fields[b"stdout"],
-                int(fields[b"exit_status"]),
+                stored(b"exit_status"),
                 polled_at_ms,
-                int(fields[b"listed_at"]),
-                int(fields[b"duration_ms"]),
+                stored(b"listed_at"),
+                stored(b"duration_ms"),
                 fields[b"digest"].decode("ascii"),
-                int(fields[b"changed_at"]),
-                int(fields[b"fence"]),
-                int(fields[b"seq"]),
+                stored(b"changed_at"),
+                stored(b"fence"),
+                stored(b"seq"),
                 fields[b"worker"].decode(),
                 schema,
-                int(fields[b"rejected_rows"]),
+                stored(b"rejected_rows"),
                 max(0, now_ms - polled_at_ms) / 1000.0,
             )
-        except (KeyError, ValueError, OverflowError) as exc:
+        except (KeyError, ValueError) as exc:
             raise SnapshotCorrupt(
-                f"the {kind.value} snapshot of {target} can't be read ({type(exc).__name__}: {exc}): "
-                "something other than an x2gofleet worker wrote it"
+                f"{what} can't be read ({type(exc).__name__}: {exc}): something other than an x2gofleet worker wrote it"
             ) from exc

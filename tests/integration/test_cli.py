@@ -321,15 +321,26 @@ class TestWithoutAnAnswer:
         self, run: Command, some_fleet: Any, keys: Keys, redis_client: redis.Redis
     ) -> None:
         redis_client.hset(keys.snapshot("ts01", Kind.SESSIONS), "schema", "99")
-        for command in (["status"], ["sessions", "--profile", "mate"]):
-            assert "upgrade x2gofleet here" in run(*command, status=3)[1]
+        assert "upgrade x2gofleet here" in run("status")[0]
+        assert "upgrade x2gofleet here" in run("sessions", "--profile", "mate", status=1)[1]
 
     def test_something_that_is_no_snapshot(
         self, run: Command, some_fleet: Any, keys: Keys, redis_client: redis.Redis
     ) -> None:
+        before = {server["id"]: server for server in json.loads(run("status", "--json")[0])["servers"]}
         redis_client.hdel(keys.snapshot("ts01", Kind.SESSIONS), "digest")
-        _, err = run("status", status=3)
-        assert "the sessions snapshot of ts01 can't be read" in err
+        redis_client.hset(keys.snapshot("ts01", Kind.LOAD), "stdout", "loadavg high")
+        told = "the sessions snapshot of ts01 can't be read"
+        for command in ("status", "watch"):
+            out, err = run(command)
+            assert (told in out, err) == (True, "")
+        after = {server["id"]: server for server in json.loads(run("status", "--json")[0])["servers"]}
+        assert after["ts01"]["error"]["class"] == "SnapshotCorrupt"
+        assert after["ts01"]["load"] is None
+        facts = ("state", "sessions", "load", "error", "worker", "failures")
+        others = {name: [server[fact] for fact in facts] for name, server in before.items() if name != "ts01"}
+        assert {name: [server[fact] for fact in facts] for name, server in after.items() if name != "ts01"} == others
+        assert told in run("sessions", status=1)[1]
 
 
 class Answering:

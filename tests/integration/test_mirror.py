@@ -23,8 +23,8 @@ from x2gofleet.connection import link_from_url
 from x2gofleet.hints import hint_commands, hint_field
 from x2gofleet.keys import Keys
 from x2gofleet.kinds import Kind
-from x2gofleet.lookup import fields_of
 from x2gofleet.mirror import COMMAND_SECONDS, Mirror
+from x2gofleet.redis_values import fields_of
 from x2gofleet.store import Store
 
 from .reader import LOAD, CountingProxy, OwnValkey, StubWorker, row, session_name

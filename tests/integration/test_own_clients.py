@@ -21,7 +21,7 @@ import redis.asyncio
 
 from tests.acl_users import user_of
 from tests.links import AnyLink
-from x2gofleet import AsyncFleetCache, CacheUnavailable, FleetCache, FleetError, Kind
+from x2gofleet import AsyncFleetCache, CacheUnavailable, FleetCache, FleetError, Kind, SnapshotCorrupt
 from x2gofleet.acl import Role
 from x2gofleet.connection import Link, link_from_url, link_of
 from x2gofleet.keys import Keys
@@ -332,12 +332,12 @@ def test_scan_finds_every_key(
 
 
 @EACH_CLIENT
-def test_an_error_reply_is_unavailable_and_the_next_call_is_answered(
+def test_an_error_reply_is_an_error_and_the_next_call_is_answered(
     kind: str, options: dict[str, Any], redis_client: redis.Redis, valkey_url: str, keys: Keys
 ) -> None:
     cache = make_cache(kind, options, valkey_url, keys.namespace)
     redis_client.set(keys.fleet(), "text", ex=60)
-    with pytest.raises(CacheUnavailable, match="WRONGTYPE"):
+    with pytest.raises(SnapshotCorrupt, match="WRONGTYPE"):
         cache.profiles()
     redis_client.delete(keys.fleet())
     assert cache.profiles() == ()

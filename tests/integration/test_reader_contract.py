@@ -808,10 +808,12 @@ def test_a_state_that_can_not_be_read_is_an_error(
         lambda: cache.list_sessions(profile_name="mate"),
         lambda: cache.is_cached("mate", cache_type="sessions"),
         lambda: cache.find_sessions(username="alice"),
-        cache.servers,
     ):
         with pytest.raises(SnapshotCorrupt, match="something other than an x2gofleet worker"):
             ask()
+    good, bad = cache.servers()
+    assert (good.id, good.up, good.error_class) == ("ts01", True, "")
+    assert (bad.id, bad.up, bad.error_class) == ("ts02", None, "SnapshotCorrupt")
 
 
 def test_a_registration_that_can_not_be_read_is_of_no_profile(

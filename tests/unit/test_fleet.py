@@ -123,7 +123,7 @@ def test_what_no_worker_wrote_is_refused(document: str | bytes) -> None:
     ("document", "said"),
     [
         (broken("profiles.mate", ["ts01", "ts09"]), "ts09"),
-        (broken("targets.ts01.server", "ts08"), "ts08"),
+        (broken("targets.ts01.server", "ts08"), "ts01"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused_when_read_not_when_followed(document: str, said: str) -> None:

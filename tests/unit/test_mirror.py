@@ -73,7 +73,7 @@ class FakeRedis:
         name, key = command[0], str(command[1]) if len(command) > 1 else ""
         match name:
             case "TIME":
-                return [self.clock.redis_ms // 1000, self.clock.redis_ms % 1000 * 1000]
+                return [b"%d" % (self.clock.redis_ms // 1000), b"%d" % (self.clock.redis_ms % 1000 * 1000)]
             case "HGET":
                 return b"1"
             case "HMGET" if key == KEYS.fleet():

@@ -23,6 +23,7 @@ LAYERS = (
         "text",
         "programs",
         "errors",
+        "redis_values",
         "files",
         "extras",
         "kinds",

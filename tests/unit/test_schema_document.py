@@ -51,7 +51,7 @@ def test_it_names_every_key_and_no_other() -> None:
 
 
 def test_it_names_every_field_of_a_snapshot_and_no_other() -> None:
-    read = set(re.findall(r'fields\[b"(\w+)"\]', inspect.getsource(Snapshot.from_hash)))
+    read = set(re.findall(r'(?:fields\[|stored\()b"(\w+)"', inspect.getsource(Snapshot.from_hash)))
     assert len(read) == 12
     written = set(re.findall(r'\*\("(\w+)",', inspect.getsource(Store.store)))
     script = code(LUA / "store.lua").partition("redis.call('HSET', KEYS[2],")[2].partition("unpack")[0]

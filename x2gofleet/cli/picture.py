@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from x2gofleet.cache import FleetCache
 from x2gofleet.cli.reasons import seconds_since
+from x2gofleet.errors import FleetError, SnapshotCorrupt
 from x2gofleet.kinds import Kind
 from x2gofleet.load import LoadReport
 from x2gofleet.lookup import ServerStatus, View
@@ -158,19 +159,43 @@ def sessions_of(view: View, username: str | None = None) -> tuple[SeenSession, .
     return tuple(found.values())
 
 
+def _with_errors(status: ServerStatus, errors: Mapping[str, FleetError]) -> ServerStatus:
+    """Return a status in which each target that has no error of its own has that of ``errors``."""
+    new = [target.id for target in status.targets if target.id in errors and not target.error_class]
+    if not new:
+        return status
+    targets = tuple(
+        replace(target, error_class=type(errors[target.id]).__name__, error_text=str(errors[target.id]))
+        if target.id in new
+        else target
+        for target in status.targets
+    )
+    changed = replace(status, targets=targets)
+    if status.error_class:
+        return changed
+    return replace(changed, error_class=type(errors[new[0]]).__name__, error_text=str(errors[new[0]]))
+
+
 def take_picture(cache: FleetCache) -> Picture:
-    """Ask for everything; raises CacheUnavailable, SchemaMismatch and SnapshotCorrupt."""
+    """Ask for everything; raises CacheUnavailable, and SnapshotCorrupt for an inventory that can't be read.
+
+    A server of whose snapshots one can't be read has the error of that, where it has no other.
+    """
     statuses = cache.servers()
     listed = cache.view(Kind.SESSIONS)
     sessions: dict[str, list[SeenSession]] = {snapshot.server: [] for snapshot in listed.snapshots}
     for seen in sessions_of(listed):
         sessions[seen.session.server].append(seen)
     loads: dict[str, LoadReport] = {}
-    for snapshot in cache.view(Kind.LOAD).snapshots:
+    figures = cache.view(Kind.LOAD)
+    # What of a server cannot be read is unknown, and costs no other server's.
+    errors: dict[str, FleetError] = {**figures.errors, **listed.errors}
+    for snapshot in figures.snapshots:
         try:
             loads[snapshot.server] = snapshot.load()
-        except ValueError:
-            continue
+        except SnapshotCorrupt as exc:
+            errors.setdefault(snapshot.target, exc)
+    statuses = tuple(_with_errors(status, errors) for status in statuses)
     return Picture(
         tuple(
             SeenServer(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from x2gofleet.cli.text import duration
+from x2gofleet.keys import server_of
 from x2gofleet.kinds import Kind
 from x2gofleet.lookup import ServerStatus, TargetStatus, View
 
@@ -92,6 +93,9 @@ def missing_from(
 def _why_missing(
     kind: Kind, status: ServerStatus | None, name: str, view: View, profile: str | None, user: str | None
 ) -> str:
+    for target_id, error in view.errors.items():
+        if server_of(target_id) == name:
+            return f"{type(error).__name__}: {error}"
     targets: Sequence[TargetStatus] = () if status is None else status.targets
     if name not in view.unknown_servers:
         failing = next((target for target in targets if target.up is False), status)

@@ -47,10 +47,14 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
+_LATEST_MS = 253_402_300_799_999
+
+
 def iso(time_ms: int | None) -> str | None:
-    """Return ms since the epoch as ``2026-11-22T21:09:57.123Z``."""
+    """Return ms since the epoch as ``2026-11-22T21:09:57.123Z``; a time after the year 9999 as that."""
     if time_ms is None:
         return None
+    time_ms = max(0, min(time_ms, _LATEST_MS))
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -14,7 +14,7 @@ import redis.asyncio
 from x2gofleet.connection.aiolink import AsyncNodeLink
 from x2gofleet.connection.clients import AsyncClientLink, ClientLink, is_link
 from x2gofleet.connection.cluster import AsyncClusterLink, ClusterLink
-from x2gofleet.connection.failures import Breaker, opens_breaker, unavailable
+from x2gofleet.connection.failures import Breaker, WrongKeyType, opens_breaker, unavailable
 from x2gofleet.connection.link import NodeLink
 from x2gofleet.connection.node import COMMAND_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, REDIS_OPTIONS, Command, Node
 from x2gofleet.connection.sentinel import AsyncSentinelLink, SentinelLink
@@ -29,6 +29,7 @@ __all__ = [
     "Breaker",
     "Command",
     "Link",
+    "WrongKeyType",
     "async_link_from_url",
     "async_link_of",
     "client_from_url",
@@ -58,7 +59,8 @@ class Link(Protocol):
 
         ``deadline`` is a value of time.monotonic: nothing goes on beyond it. Without one the link's own timeouts hold.
         In a Cluster a command without a key goes to the node of ``near``, a key. Raises redis-py's errors (RedisError):
-        the first one among the replies after all of them were read, or a ConnectionError or TimeoutError.
+        the first one among the replies after all of them were read (WrongKeyType only where there is no other), or a
+        ConnectionError or TimeoutError.
         """
 
     def scan(self, match: str, *, deadline: float | None = None) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import redis.asyncio
 
-from x2gofleet.connection.failures import AGREEING_ON_TLS, reply_error
+from x2gofleet.connection.failures import AGREEING_ON_TLS, only_redis_errors, reply_error
 from x2gofleet.connection.forks import begins_anew
 from x2gofleet.connection.node import (
     SCAN_COUNT,
@@ -47,17 +47,19 @@ class _Connection:
         if sock is not None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(sock.fileno(), select.POLLIN)
-        await self._redis.on_connect()
-        if not master_only:
-            return None
-        await self._redis.send_command("ROLE", check_health=False)
-        return await self._redis.read_response()
+        with only_redis_errors():
+            await self._redis.on_connect()
+            if not master_only:
+                return None
+            await self._redis.send_command("ROLE", check_health=False)
+            return await self._redis.read_response()
 
     async def talk(self, commands: Sequence[Command]) -> list[Any]:
         """Send, and read the replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
         connection = self._redis
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        replies = await read_replies(connection, len(commands))
+        with only_redis_errors():
+            replies = await read_replies(connection, len(commands))
         self.answered = True
         return replies
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import redis
 
@@ -33,6 +35,30 @@ class LinkTimeout(redis.exceptions.TimeoutError):
     """No reply came in time; ``unsent`` as in LinkFailed."""
 
     unsent = False
+
+
+class WrongKeyType(redis.exceptions.ResponseError):
+    """Some commands met keys that hold another type of value; ``replies`` are all replies, errors in their places."""
+
+    def __init__(self, text: str, replies: list[Any]) -> None:
+        super().__init__(text)
+        self.replies = replies
+
+
+def is_wrong_type(reply: object) -> bool:
+    """Whether a reply says that a key holds another type of value than its command is for."""
+    return isinstance(reply, redis.exceptions.ResponseError) and str(reply).startswith("WRONGTYPE")
+
+
+@contextlib.contextmanager
+def only_redis_errors() -> Iterator[None]:
+    """Raise InvalidResponse for what is neither redis-py's nor an OSError: its parsers raise anything for odd bytes."""
+    try:
+        yield
+    except (redis.exceptions.RedisError, OSError):
+        raise
+    except Exception as exc:
+        raise redis.exceptions.InvalidResponse(f"{type(exc).__name__} while a reply was read") from exc
 
 
 # What a reply says of the server it comes from: another one may be asked, or this one again over a new connection.

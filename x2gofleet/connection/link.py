@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import redis
 
-from x2gofleet.connection.failures import AGREEING_ON_TLS, reply_error
+from x2gofleet.connection.failures import AGREEING_ON_TLS, only_redis_errors, reply_error
 from x2gofleet.connection.forks import begins_anew
 from x2gofleet.connection.node import (
     SCAN_COUNT,
@@ -98,11 +98,12 @@ class _Connection:
         """Take over a connected socket: AUTH, SELECT; return the reply to ROLE where it is asked."""
         self._sock = self._redis._sock = sock
         sock.until = until
-        self._redis.on_connect()
-        if not master_only:
-            return None
-        self._redis.send_command("ROLE", check_health=False)
-        return self._redis.read_response()
+        with only_redis_errors():
+            self._redis.on_connect()
+            if not master_only:
+                return None
+            self._redis.send_command("ROLE", check_health=False)
+            return self._redis.read_response()
 
     def send(self, commands: Sequence[Command], until: float) -> None:
         """Send. Raises redis-py's ConnectionError and TimeoutError."""
@@ -115,7 +116,8 @@ class _Connection:
         """Read ``count`` replies, error replies as exceptions. Raises redis-py's errors where there are no more."""
         assert self._sock is not None
         self._sock.until = until
-        replies = [read_reply(self._redis) for _ in range(count)]
+        with only_redis_errors():
+            replies = [read_reply(self._redis) for _ in range(count)]
         self.answered = True
         return replies
 
@@ -272,7 +274,11 @@ class NodeLink:
                 raise self.failure(exc, "logging in") from exc
             raise
         if node.master_only:
-            node.check_role(role)
+            try:
+                node.check_role(role)
+            except BaseException:
+                connection.close()
+                raise
         return connection
 
     def _socket(self, until: float) -> _Deadline:

@@ -12,7 +12,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from x2gofleet.connection.failures import DROPS_CONNECTION, LinkFailed, LinkTimeout, link_failure
+from x2gofleet.connection.failures import (
+    DROPS_CONNECTION,
+    LinkFailed,
+    LinkTimeout,
+    WrongKeyType,
+    is_wrong_type,
+    link_failure,
+)
 from x2gofleet.connection.tls import Tls
 from x2gofleet.connection.urls import Credentials
 from x2gofleet.errors import Unavailable
@@ -93,9 +100,11 @@ class Node:
 
     def check_role(self, reply: Any) -> None:
         """Look at a reply to ROLE. Raises LinkFailed where it is no master's."""
+        if not isinstance(reply, list) or not reply or not isinstance(reply[0], bytes):
+            raise redis.exceptions.InvalidResponse(f"the reply of {self.place} to ROLE has another form")
         if reply[0] != b"master":
             # Redis still says "slave".
-            role = reply[0].decode().replace("slave", "replica")
+            role = reply[0].decode("utf-8", "replace").replace("slave", "replica")
             failure = LinkFailed(f"{self.place} is no master, but a {role}", Unavailable.NO_MASTER)
             failure.unsent = True
             raise failure
@@ -126,14 +135,22 @@ def drops_connection(replies: Sequence[Any]) -> bool:
 
 
 def settled(replies: list[Any]) -> list[Any]:
-    """Return replies as they came; raises the first error among them."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
+    """Return replies as they came.
+
+    Raises the first error among them, and WrongKeyType where there is no other than those of such keys.
+    """
+    errors = [reply for reply in replies if isinstance(reply, Exception)]
+    for error in errors:
+        if not is_wrong_type(error):
+            raise error
+    if errors:
+        raise WrongKeyType(str(errors[0]), replies)
     return replies
 
 
 def scanned(reply: Sequence[Any]) -> tuple[int, list[bytes]]:
     """Return the cursor and the keys of a SCAN's reply."""
-    cursor, keys = reply
-    return int(cursor), keys
+    match reply:
+        case [bytes(cursor), list(keys)] if cursor.isdigit() and all(isinstance(key, bytes) for key in keys):
+            return int(cursor), keys
+    raise redis.exceptions.InvalidResponse("the reply to SCAN has another form")
