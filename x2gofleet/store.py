@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import math
 import secrets
 import time
@@ -21,7 +22,7 @@ from typing import Any, cast
 
 import redis
 
-from x2gofleet.connection import Command, Link, link_of, unavailable
+from x2gofleet.connection import Command, Link, WrongKeyType, link_of, unavailable
 from x2gofleet.errors import CacheUnavailable
 from x2gofleet.events import Change, equal_shares
 from x2gofleet.fleet import PublishedFleet
@@ -38,6 +39,14 @@ HOST_NAME_VALID_MS = 90 * 1000
 ANY_LISTING = "*"
 EVENTS_KEPT = 1000
 EVENTS_TTL_MS = 7 * 24 * 3600 * 1000
+
+
+log = logging.getLogger(__name__)
+
+
+def _decoded(text: bytes) -> str:
+    """Return a text of Redis's, whoever wrote it."""
+    return text.decode("utf-8", "replace")
 
 
 def _escape_glob(text: str) -> str:
@@ -146,6 +155,42 @@ def _entries(listing: Listing) -> str:
     )
 
 
+def drop_other_types(link: Link, keys: Keys, named: Iterable[str]) -> int:
+    """Delete those of some keys that hold another type of value than the schema has there; return how many.
+
+    One of them does: an exchange about them failed with WRONGTYPE. Raises redis-py's errors.
+    """
+    names = list(dict.fromkeys(named))
+    probes = {name: probe for name in names if (probe := _probe(keys, name)) is not None}
+    try:
+        replies = link.exchange(list(probes.values())) if len(names) > 1 else []
+    except WrongKeyType as exc:
+        replies = exc.replies
+    wrong = [name for name, reply in zip(probes, replies, strict=False) if isinstance(reply, Exception)]
+    if len(names) == 1:
+        # There is no other that it could be.
+        wrong = names
+    for name in wrong:
+        log.warning("the key %s held another type of value than x2gofleet stores there: it is deleted", name)
+    if wrong:
+        link.exchange([("DEL", name) for name in wrong])
+    return len(wrong)
+
+
+def _probe(keys: Keys, name: str) -> Command | None:
+    """Return a command that a worker may use on a key, and that fails where the key has not its own type."""
+    last = name.rpartition(":")[2]
+    if name == keys.workers():
+        return ("ZREMRANGEBYSCORE", name, "(0", "(0")
+    if name.startswith(f"{keys.namespace}:refresh:"):
+        return None
+    if name.startswith(f"{keys.namespace}:{{") and last == "fence":
+        return ("GET", name)
+    if name == keys.changes() or (name.startswith(f"{keys.namespace}:{{") and last == "events"):
+        return ("XLEN", name)
+    return ("HGET", name, "")
+
+
 def _weight(text: bytes | None) -> float:
     try:
         weight = float(text or 1.0)
@@ -189,7 +234,7 @@ class Store:
         self._clocks: dict[str, RedisClock] = {}
         self._acquire, self._renew, self._release = Script("acquire"), Script("renew"), Script("release")
         self._store, self._confirm, self._fail = (Script(name, part="events") for name in ("store", "confirm", "fail"))
-        self._discard, self._publish = Script("discard"), Script("publish")
+        self._discard, self._publish, self._intact = Script("discard"), Script("publish"), Script("intact")
         self._host_name = Script("host_name")
         self._seq = itertools.count(1)
 
@@ -198,14 +243,23 @@ class Store:
         self.link.close()
 
     def _ask(self, commands: Sequence[Command], what: str, *, near: str | None = None) -> list[Any]:
-        try:
-            return self.link.exchange(commands, near=near)
-        except (redis.exceptions.RedisError, OSError) as exc:
-            raise unavailable(exc, what) from exc
+        keys = [str(command[1]) for command in commands if len(command) > 1]
+        return self._repairing(lambda: self.link.exchange(commands, near=near), keys, what)
 
     def _run_all(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]], what: str) -> list[Any]:
+        keys = [key for of_call, _ in calls for key in of_call]
+        return self._repairing(lambda: script.run(self.link, calls), keys, what)
+
+    def _repairing(self, ask: Callable[[], list[Any]], keys: Iterable[str], what: str) -> list[Any]:
+        """Return what ``ask`` returns; where a key has another type than its own, delete it and ask again, once."""
         try:
-            return script.run(self.link, calls)
+            try:
+                return ask()
+            except redis.exceptions.ResponseError as exc:
+                # Redis 6.2 puts other words before those of a command that a script called.
+                if "WRONGTYPE" not in str(exc) or not drop_other_types(self.link, self.keys, keys):
+                    raise
+                return ask()
         except (redis.exceptions.RedisError, OSError) as exc:
             raise unavailable(exc, what) from exc
 
@@ -260,7 +314,7 @@ class Store:
         reply = self._run(self._acquire, keys, (self.worker_id, nonce, ttl_ms), f"taking the lease of {target}")
         if reply[0] == b"acquired":
             return Lease(target, nonce, int(reply[1]))
-        return cast(str, reply[1].decode())
+        return _decoded(reply[1])
 
     def renew(self, leases: Sequence[Lease], *, ttl_ms: int) -> list[bool]:
         """Renew leases in one round trip; return for each whether it is still held."""
@@ -280,7 +334,7 @@ class Store:
         """Return digest and stdout of the stored listing, None where there is none."""
         command = ("HMGET", self.keys.snapshot(target, kind), "digest", "stdout")
         ((digest, stdout),) = self._ask([command], f"reading the stored {kind.value} of {target}")
-        return (digest.decode(), stdout) if digest is not None and stdout is not None else None
+        return (_decoded(digest), stdout) if digest is not None and stdout is not None else None
 
     def recorded_host_name(self, target: str) -> str:
         """Return the host name under which the server last had its sessions, "" where none is recorded."""
@@ -390,18 +444,29 @@ class Store:
         args = (fleet.version, fleet.to_json(), FLEET_TTL_MS, int(force))
         reply = self._run(self._publish, (self.keys.fleet(),), args, "publishing the inventory")
         self.clock.set(int(reply[3]))
-        return Publication(reply[0] == b"stored", reply[1].decode(), int(reply[2]))
+        return Publication(reply[0] == b"stored", _decoded(reply[1]), int(reply[2]))
+
+    def is_intact(self, fleet: PublishedFleet, version: str) -> bool:
+        """Whether an inventory is published as ``publish`` published it, under that version: the document is compared.
+
+        Redis compares digests, which costs it about 3 ms for each MB of the document.
+        """
+        digest = hashlib.sha1(fleet.to_json().encode(), usedforsecurity=False).hexdigest()
+        found = self._run(self._intact, (self.keys.fleet(),), (version, digest), "looking at the published inventory")
+        return bool(found)
 
     def published_version(self) -> str | None:
         """Return the version that is published now."""
         (version,) = self._ask([("HGET", self.keys.fleet(), "version")], "reading the published inventory")
-        return version.decode() if version else None
+        return _decoded(version) if version else None
 
     def published(self) -> PublishedFleet | None:
-        """Return what is published now."""
+        """Return what is published now. Raises SnapshotCorrupt where no worker published that."""
         command = ("HMGET", self.keys.fleet(), "version", "document")
         ((version, document),) = self._ask([command], "reading the published inventory")
-        return PublishedFleet.from_json(document, version.decode()) if version and document else None
+        if version is None and document is None:
+            return None
+        return PublishedFleet.from_hash(version, document)
 
     def drop_targets(self, targets: Collection[str]) -> int:
         """Delete all keys but the fence of targets that are in no inventory any more, and the hints of them.
@@ -472,7 +537,7 @@ class Store:
             ],
             "telling that this worker is alive",
         )
-        return tuple(worker.decode() for worker in replies[-1])
+        return tuple(map(_decoded, replies[-1]))
 
     def describe(self, workers: Sequence[str]) -> tuple[Member, ...]:
         """Return what live workers tell of themselves: one round trip."""

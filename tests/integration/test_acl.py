@@ -364,6 +364,7 @@ def write(url: str, keys: Keys) -> None:
         store.publish(published)
         assert store.published_version() == published.version
         assert store.published() == published
+        assert store.is_intact(published, published.version)
         desktops = store.acquire("alice@ts01", ttl_ms=60_000)
         now = store.sync_clock()
         empty = Listing(Kind.DESKTOPS, b"", digest_of(Kind.DESKTOPS, b""), now, now, 1, 60_000, 90_000)
@@ -403,6 +404,9 @@ def polls(cache: FleetCache) -> bool:
 def work(server: Server, keys: Keys, url: str) -> None:
     """Live the life of a worker: each write by itself, then a real process that polls and obeys."""
     server.client.script_flush()
+    # Keys of another type than theirs are deleted first.
+    for key in (keys.fleet(), keys.hosts(), keys.workers(), keys.state("ts01")):
+        server.client.set(key, "x", ex=60)
     write(url, keys)
     with tempfile.TemporaryDirectory(prefix="x2gofleet-test-") as name, running_simulation(2, 4) as simulation:
         folder = Path(name)

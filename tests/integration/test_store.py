@@ -578,14 +578,15 @@ def test_scripts_that_redis_has_forgotten_are_sent_again(own_valkey: EmbeddedVal
         client.close()
 
 
-def test_a_key_of_another_type_is_told_and_left_alone(store: Store, target: Target) -> None:
+def test_a_key_of_another_type_is_reported_and_replaced(
+    store: Store, target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
     lease = taken(store)
     key = target.keys.snapshot("ts01", SESSIONS)
     target.client.set(key, "mine", ex=60)
-    before = target.all()
-    with pytest.raises(CacheUnavailable, match=r"storing the sessions of ts01.*WRONGTYPE"):
-        store.store(lease, 1, listing(store))
-    assert target.all() == before
+    assert store.store(lease, 1, listing(store)) is Outcome.STORED
+    assert target.client.type(key) == b"hash"
+    assert f"the key {key} held another type of value" in caplog.text
 
 
 # Global keys

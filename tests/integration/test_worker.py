@@ -9,9 +9,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import redis
 from x2gofleet_workers import worker as worker_module
 from x2gofleet_workers.inventory import load_inventory
 from x2gofleet_workers.simulator import RunningSimulation, running_simulation
@@ -477,15 +479,53 @@ def test_without_redis_it_says_so_keeps_trying_and_fills_when_it_comes(
     assert caplog.text.count("Start a Redis or Valkey there") == 1
 
 
-def test_a_damaged_inventory_in_redis_is_replaced(
-    running: OwnValkey, start: Start, cache: FleetCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_module, "PUBLISH_SECONDS", 0.1)
-    start()
+def _as_a_list(client: redis.Redis, key: str) -> None:
+    client.delete(key)
+    client.rpush(key, "x")
+
+
+def _with_fields(**fields: str | bytes) -> Callable[[redis.Redis, str], object]:
+    return lambda client, key: client.hset(key, mapping=fields)  # type: ignore[arg-type]
+
+
+DAMAGES: dict[str, Callable[[redis.Redis, str], object]] = {
+    "another version and document": _with_fields(version="x", document="{not json"),
+    "another type": _as_a_list,
+    "a version that is not UTF-8": _with_fields(version=b"\xff\xfe"),
+    "a version of 5000 digits": _with_fields(version="9" * 5000),
+    "a version beyond all": _with_fields(version="z"),
+    "an empty version": _with_fields(version=""),
+    "no version": lambda client, key: client.hdel(key, "version"),
+    "no document": lambda client, key: client.hdel(key, "document"),
+    "another document of the same version": _with_fields(document="{}"),
+    "a document of 100 000 brackets": _with_fields(document=b"[" * 100_000),
+    "a document that is not UTF-8": _with_fields(document=b"\xff"),
+    "no time": lambda client, key: client.hdel(key, "published_at"),
+    "a time that is not a number": _with_fields(published_at="yesterday"),
+    "a time of 400 digits": _with_fields(published_at="9" * 400),
+    "nothing at all": lambda client, key: client.delete(key),
+}
+
+
+def test_a_damaged_inventory_in_redis_is_replaced(running: OwnValkey, start: Start, cache: FleetCache) -> None:
+    worker, key = start(), Keys().fleet()
     wait_until(lambda: is_filled(cache), "sessions are cached")
-    running.client.hset(Keys().fleet(), mapping={"version": "x", "document": "{not json"})
-    wait_until(lambda: running.client.hget(Keys().fleet(), "version") != b"x", "it is published again")
-    wait_until(lambda: is_filled(cache), "readers see it")
+    published = worker._inventory.published
+
+    def is_good(version: bytes | None = None) -> bool:
+        stored = running.client.hgetall(key) if running.client.type(key) == b"hash" else {}
+        at = stored.get(b"published_at", b"")
+        if version is not None and stored.get(b"version") != version:
+            return False
+        return stored.get(b"document") == published.to_json().encode() and at.isdigit() and len(at) < 16
+
+    for name, damage in DAMAGES.items():
+        wait_until(is_good, f"it is well before {name}")
+        version = running.client.hget(key, "version")
+        damage(running.client, key)
+        wait_until(partial(is_good, version), f"{name} is repaired")
+    assert is_filled(cache)
+    assert worker.live_problem() == ""
 
 
 # Smaller things

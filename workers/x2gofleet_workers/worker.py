@@ -44,6 +44,8 @@ PULSE_SECONDS = 5.0
 _REDIS_CONNECT_SECONDS = 1.0
 _REDIS_COMMAND_SECONDS = 2.0
 
+# The time of the file in ms, and a digest: what InventoryFile makes.
+_VERSION = re.compile(r"[0-9]{13}-[0-9a-f]{8,64}\Z")
 _WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,80}\Z")
 
 log = logging.getLogger(__name__)
@@ -297,13 +299,17 @@ class Worker:
         mine = self._inventory.published
         known = self._publication
         current = known is not None and known.accepted and _digest(known.version) == _digest(mine.version)
-        # Asked each time: after a restart of Redis readers would know of no profile.
-        there = self._request_store.published_version()
-        if current and known and there == known.version and time.monotonic() < self._publish_again_at:
+        # Looked at each time: after a restart of Redis, or of a stranger's write, readers would know of no profile.
+        due = time.monotonic() >= self._publish_again_at
+        if current and known and not due and self._request_store.is_intact(mine, known.version):
             return
         before, damaged = None, False
         try:
             before = self._request_store.published()
+            if before is not None and not _VERSION.match(before.version):
+                raise SnapshotCorrupt("the version of the published inventory is none of a worker's")
+            if before is not None and before.version == (known.version if known else "") and current:
+                damaged = not self._request_store.is_intact(mine, before.version)
         except SnapshotCorrupt as exc:
             log.warning("%s; it is published anew", exc)
             damaged = True

@@ -9,7 +9,9 @@ end
 if held[1] then return {'held', held[1]} end
 local time = redis.call('TIME')
 local fence = time[1] * 1000 + math.floor(time[2] / 1000)
-local previous = tonumber(redis.call('GET', KEYS[2]) or '0')
+-- Text, or a number that a script can't count on from, was not written by a worker.
+local previous = tonumber(redis.call('GET', KEYS[2]) or '0') or 0
+if not (previous < 9e15) then previous = 0 end
 if previous >= fence then fence = previous + 1 end
 local text = string.format('%.0f', fence)
 redis.call('SET', KEYS[2], text)

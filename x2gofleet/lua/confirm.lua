@@ -8,7 +8,7 @@ local now_text = string.format('%.0f', now)
 local lease = redis.call('HMGET', KEYS[1], 'nonce', 'fence')
 if lease[1] ~= ARGV[1] or lease[2] ~= ARGV[2] then return {'lost', now_text} end
 local old = redis.call('HMGET', KEYS[2], 'fence', 'seq', 'digest')
-if old[1] ~= ARGV[2] or old[3] ~= ARGV[8] then return {'absent', now_text} end
+if old[1] ~= ARGV[2] or old[3] ~= ARGV[8] or not tonumber(old[2]) then return {'absent', now_text} end
 local seq, polled = tonumber(ARGV[3]), tonumber(ARGV[4])
 if tonumber(old[2]) == seq then return {'stored', now_text} end
 if tonumber(old[2]) > seq then return {'older', now_text} end

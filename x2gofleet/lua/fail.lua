@@ -8,7 +8,10 @@ local lease = redis.call('HMGET', KEYS[1], 'nonce', 'fence')
 if lease[1] ~= ARGV[1] or lease[2] ~= ARGV[2] then return {'lost', now_text} end
 for i = 9, #ARGV do
   local kind = ARGV[i]
-  local failures = redis.call('HINCRBY', KEYS[2], kind .. '.failures', 1)
+  local failures = tonumber(redis.call('HGET', KEYS[2], kind .. '.failures') or '0') or 0
+  if not (failures >= 0 and failures < 9e15) then failures = 0 end
+  failures = math.floor(failures) + 1
+  redis.call('HSET', KEYS[2], kind .. '.failures', string.format('%.0f', failures))
   if failures == 1 then
     redis.call('HSET', KEYS[2], kind .. '.since', ARGV[3])
     if kind == 'sessions' then

@@ -5,6 +5,8 @@
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 local stored = redis.call('HMGET', KEYS[1], 'version', 'published_at')
+-- When it was published is nobody's word but a worker's: what can't be that is forgotten.
+if stored[2] and not (string.match(stored[2], '^%d+$') and #stored[2] <= 15) then stored[2] = now end
 local function digest(version) return string.match(version, '%-(%x+)$') or version end
 local same = stored[1] and ARGV[4] ~= '1' and digest(stored[1]) == digest(ARGV[1])
 if stored[1] and not same and ARGV[4] ~= '1' and stored[1] > ARGV[1] then return {'older', stored[1], stored[2] or now, now} end

@@ -18,7 +18,9 @@ local expires = polled + tonumber(ARGV[5])
 if expires <= now then return {'expired', now_text} end
 local old = redis.call('HMGET', KEYS[2], 'fence', 'seq', 'digest', 'changed_at')
 if old[1] then
-  local old_fence, old_seq = tonumber(old[1]), tonumber(old[2])
+  -- What are no numbers, or a fence of days to come, was not written by a worker: it is replaced.
+  local old_fence, old_seq = tonumber(old[1]) or -1, tonumber(old[2]) or -1
+  if not (old_fence < now + 864e5) then old_fence = -1 end
   if old_fence == fence and old_seq == seq then return {'stored', now_text} end
   if old_fence > fence or (old_fence == fence and old_seq > seq) then return {'older', now_text} end
 end
