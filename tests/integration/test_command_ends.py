@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -157,12 +158,12 @@ def test_stderr_that_takes_nothing_changes_neither_answer_nor_status(command: tu
             "all closed": runner.run(entry, arguments, stdin=None, stderr=None, preexec_fn=lambda: os.closerange(0, 1)),
         }.items():
             assert result[0] == usual, how
-            # The sessions of demo come and go.
-            assert first_words(result[1]) == first_words(printed), (how, result[1])
+            # The sessions of demo come and go, ports and processes have other numbers.
+            assert shape_of(result[1]) == shape_of(printed), (how, result[1])
 
 
-def first_words(printed: str) -> list[str]:
-    return printed.partition("\n")[0].split()
+def shape_of(printed: str) -> str:
+    return re.sub(r"[0-9]+", "0", " ".join(printed.partition("\n")[0].split()))
 
 
 @pytest.mark.parametrize("stdout", ["full", "closed", "broken"])
