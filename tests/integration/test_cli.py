@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -444,6 +445,8 @@ class Terminal:
             start_new_session=True,
         )
         os.close(worker)
+        # A character may come in two pieces.
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.printed = ""
 
     def read_until(self, pattern: str, seconds: float = 20.0) -> None:
@@ -460,7 +463,7 @@ class Terminal:
             data = os.read(self._master, 65536)
         except OSError:
             return False
-        self.printed += data.decode()
+        self.printed += self._decoder.decode(data)
         return bool(data)
 
     def press(self, key: bytes) -> None:

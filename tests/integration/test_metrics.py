@@ -483,9 +483,9 @@ def test_a_refused_inventory_is_a_metric_and_a_warning_and_stops_nothing(worker:
 def test_a_refused_and_outdated_inventory_is_both(start: Start, valkey: OwnValkey, tmp_path: Path) -> None:
     worker = start()
     wait_until(worker.is_ready, "the worker is ready")
-    valkey.client.hset(Keys().fleet(), mapping={"version": "9999999999999-abc"})
+    valkey.client.hset(Keys().fleet(), mapping={"version": "9999999999999-abcdabcd"})
     put(tmp_path / "short.toml", "")
-    outdated = "another worker published a newer inventory (9999999999999-abc)"
+    outdated = "another worker published a newer inventory (9999999999999-abcdabcd)"
     wait_until(lambda: worker.value("x2gofleet_inventory_outdated") == 1, "the metric says so")
     wait_until(lambda: worker.get("/ready")[1].count("\n") == 2, "and why its own file does not help")
     status, text = worker.get("/ready")
