@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
 from typing import Any
 
 import redis
@@ -20,12 +19,15 @@ Command = tuple[Any, ...]
 LARGEST = 2**53
 """The largest number that is read: sums and differences of such are floats too."""
 
+_SURELY_SMALL_DIGITS = 15
 _NUMBER = re.compile(rb"-?[0-9]{1,16}\Z")
 _FOREIGN = "something other than an x2gofleet worker wrote it"
 
 
 def number(value: object, what: str) -> int:
     """Return a stored number of at most 2**53, in decimal digits. Raises SnapshotCorrupt, which says ``what`` it is."""
+    if type(value) is bytes and len(value) <= _SURELY_SMALL_DIGITS and value.isdigit():
+        return int(value)
     if isinstance(value, bytes) and _NUMBER.match(value) and abs(found := int(value)) <= LARGEST:
         return found
     shown = repr(value) if not isinstance(value, bytes) or len(value) <= 40 else f"{value[:40]!r}..."
@@ -83,9 +85,13 @@ def _wrong_type(command: Command, reply: Exception) -> SnapshotCorrupt:
     return SnapshotCorrupt(f"the key {key} can't be read ({reply}): {_FOREIGN}")
 
 
+_BYTES = frozenset((bytes,))
+_BYTES_OR_NONE = frozenset((bytes, type(None)))
+
+
 def _is_bytes_list(reply: Any, command: Command) -> bool:
     # As quick as it gets: hashes of 5000 servers pass here.
-    return type(reply) is list and all(map(isinstance, reply, repeat(bytes)))
+    return type(reply) is list and _BYTES.issuperset(map(type, reply))
 
 
 def _is_hash(reply: Any, command: Command) -> bool:
@@ -93,11 +99,7 @@ def _is_hash(reply: Any, command: Command) -> bool:
 
 
 def _is_values(reply: Any, command: Command) -> bool:
-    return (
-        type(reply) is list
-        and len(reply) == len(command) - 2
-        and all(value is None or isinstance(value, bytes) for value in reply)
-    )
+    return type(reply) is list and len(reply) == len(command) - 2 and _BYTES_OR_NONE.issuperset(map(type, reply))
 
 
 def _is_value(reply: Any, command: Command) -> bool:

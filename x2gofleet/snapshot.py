@@ -96,16 +96,20 @@ class Snapshot:
         ``now_ms`` is the time on the clock of Redis at which the hash was read.
         Raises SchemaMismatch for a newer schema and SnapshotCorrupt for anything that is no snapshot.
         """
-        what = f"the {kind.value} snapshot of {target}"
+
+        def what() -> str:
+            return f"the {kind.value} snapshot of {target}"
 
         def stored(name: bytes) -> int:
-            return number(fields[name], what)
+            value = fields[name]
+            # Each lookup reads eight of them, of each server.
+            return int(value) if len(value) < 16 and value.isdigit() else number(value, what())
 
         try:
             schema = stored(b"schema")
             if schema > SCHEMA_VERSION:
                 raise SchemaMismatch(
-                    f"{what} has schema {schema}, this library reads up to {SCHEMA_VERSION}: upgrade x2gofleet here"
+                    f"{what()} has schema {schema}, this library reads up to {SCHEMA_VERSION}: upgrade x2gofleet here"
                 )
             polled_at_ms = stored(b"polled_at")
             return cls(
@@ -127,5 +131,6 @@ class Snapshot:
             )
         except (KeyError, ValueError) as exc:
             raise SnapshotCorrupt(
-                f"{what} can't be read ({type(exc).__name__}: {exc}): something other than an x2gofleet worker wrote it"
+                f"{what()} can't be read ({type(exc).__name__}: {exc}): "
+                "something other than an x2gofleet worker wrote it"
             ) from exc
