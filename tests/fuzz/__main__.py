@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 
 from tests.fuzz import content, decoder, imports, inventory, keys, known_hosts, urls
 from tests.fuzz.costs import SHAPES, SMALLEST_RECORDS, memory_of_a_byte, moves_of_a_byte, seconds_of_a_byte
@@ -29,15 +30,7 @@ FUZZERS: dict[str, Callable[[int, int], Tally]] = {
     "imports": imports.fuzz,
     "inventory": inventory.fuzz,
     "urls": urls.fuzz,
-    "fleet": content.fuzz_fleet,
-    "snapshot": content.fuzz_snapshot,
-    "events": content.fuzz_events,
-    "hints": content.fuzz_hints,
-    "requests": content.fuzz_requests,
-    "answers": content.fuzz_answers,
-    "cursors": content.fuzz_cursors,
-    "states": content.fuzz_states,
-    "leases": content.fuzz_leases,
+    **{name: partial(content.fuzz_case, name) for name in content.CASES},
 }
 
 
