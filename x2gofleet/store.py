@@ -161,20 +161,22 @@ def drop_other_types(link: Link, keys: Keys, named: Iterable[str]) -> int:
     One of them does: an exchange about them failed with WRONGTYPE. Raises redis-py's errors.
     """
     names = list(dict.fromkeys(named))
-    probes = {name: probe for name in names if (probe := _probe(keys, name)) is not None}
-    try:
-        replies = link.exchange(list(probes.values())) if len(names) > 1 else []
-    except WrongKeyType as exc:
-        replies = exc.replies
-    wrong = [name for name, reply in zip(probes, replies, strict=False) if isinstance(reply, Exception)]
-    if len(names) == 1:
-        # There is no other that it could be.
-        wrong = names
+    # Of a single one there is no other that it could be.
+    wrong = names if len(names) == 1 else _of_other_types(link, keys, names)
     for name in wrong:
         log.warning("the key %s held another type of value than x2gofleet stores there: it is deleted", name)
     if wrong:
         link.exchange([("DEL", name) for name in wrong])
     return len(wrong)
+
+
+def _of_other_types(link: Link, keys: Keys, names: Iterable[str]) -> list[str]:
+    probes = {name: probe for name in names if (probe := _probe(keys, name)) is not None}
+    try:
+        replies = link.exchange(list(probes.values()))
+    except WrongKeyType as exc:
+        replies = exc.replies
+    return [name for name, reply in zip(probes, replies, strict=True) if isinstance(reply, Exception)]
 
 
 def _probe(keys: Keys, name: str) -> Command | None:
@@ -244,11 +246,11 @@ class Store:
         self.link.close()
 
     def _ask(self, commands: Sequence[Command], what: str, *, near: str | None = None) -> list[Any]:
-        keys = [str(command[1]) for command in commands if len(command) > 1]
+        keys = (str(command[1]) for command in commands if len(command) > 1)
         return self._repairing(lambda: self.link.exchange(commands, near=near), keys, what)
 
     def _run_all(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]], what: str) -> list[Any]:
-        keys = [key for of_call, _ in calls for key in of_call]
+        keys = (key for of_call, _ in calls for key in of_call)
         return self._repairing(lambda: script.run(self.link, calls), keys, what)
 
     def _repairing(self, ask: Callable[[], list[Any]], keys: Iterable[str], what: str) -> list[Any]:

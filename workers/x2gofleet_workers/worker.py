@@ -308,7 +308,7 @@ class Worker:
             before = self._request_store.published()
             if before is not None and not _VERSION.match(before.version):
                 raise SnapshotCorrupt("the version of the published inventory is none of a worker's")
-            if before is not None and before.version == (known.version if known else "") and current:
+            if before is not None and known and current and before.version == known.version:
                 damaged = not self._request_store.is_intact(mine, before.version)
         except SnapshotCorrupt as exc:
             log.warning("%s; it is published anew", exc)

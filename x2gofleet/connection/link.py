@@ -268,17 +268,13 @@ class NodeLink:
             raise self.failure(exc, doing) from exc
         try:
             role = connection.log_in(sock, until, master_only=node.master_only)
+            if node.master_only:
+                node.check_role(role)
         except BaseException as exc:
             connection.close()
             if isinstance(exc, (OSError, redis.exceptions.RedisError)):
                 raise self.failure(exc, "logging in") from exc
             raise
-        if node.master_only:
-            try:
-                node.check_role(role)
-            except BaseException:
-                connection.close()
-                raise
         return connection
 
     def _socket(self, until: float) -> _Deadline:
