@@ -83,7 +83,7 @@ def _ask(target: Target, address: str, connection: SshConnection, deadline: Dead
 def _facts(target: Target, section: Section, proven: Proven, host: str) -> list[str]:
     """Return what is worth knowing of a good listing."""
     count = sum(not row.is_finished() for row in parse_sessions(proven.stdout)[0])
-    facts = [f"{count} session(s)", f"host name {show((section.host or host), 64)}"]
+    facts = [f"{count} session(s)", f"host name {show(section.host or host, 64)}"]
     if section.backend:
         facts += _place(section)
         facts.append(f"{show(section.backend, 16)}, by {proven.source}")

@@ -164,10 +164,7 @@ def _port(text: str) -> int:
 
 
 def _healthcheck(args: argparse.Namespace) -> int:
-    status, text = health.check(args.url)
-    for line in text.split("\n"):
-        say(line)
-    return status
+    return health.report(args.url)
 
 
 def _check(args: argparse.Namespace) -> int:

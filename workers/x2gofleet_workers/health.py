@@ -130,14 +130,19 @@ def _heartbeat() -> tuple[int, str]:
     return 0, f"alive: {clean(', '.join(found))}"
 
 
+def report(url: str) -> int:
+    """Make a health check, print what came of it, and return the exit status."""
+    status, text = check(url)
+    for line in text.split("\n"):
+        say(line)
+    return status
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print how this machine's worker is; return 0 where it is well."""
     parser = Parser(prog="python -m x2gofleet_workers.health", description="The same as x2gofleet-worker healthcheck.")
     add_arguments(parser)
-    status, text = check(parser.parse_args(argv).url)
-    for line in text.split("\n"):
-        say(line)
-    return status
+    return report(parser.parse_args(argv).url)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def acl(options: argparse.Namespace, *, url: str, namespace: str) -> int:
     except ValueError as exc:
         tell(str(exc))
         return USAGE
+    may_eval = not options.without_eval
     users = {
         role: rules(
             role,
@@ -50,13 +51,11 @@ def acl(options: argparse.Namespace, *, url: str, namespace: str) -> int:
             server_version=version,
             topology=topology,
             password_sha256=passwords.get(role),
-            may_eval=not options.without_eval,
+            may_eval=may_eval,
         )
         for role in roles
     }
-    notes = [
-        f"{role.value}: {text}" for role in roles for text in limits(role, version, may_eval=not options.without_eval)
-    ]
+    notes = [f"{role.value}: {text}" for role in roles for text in limits(role, version, may_eval=may_eval)]
     notes += _login_notes({role: name for role, name in names.items() if role not in passwords})
     if options.json:
         print(json_text(_document(namespace, server, topology, names, users, notes), indent=2))
