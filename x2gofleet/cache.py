@@ -367,7 +367,7 @@ class FleetCache:
     def register_session(self, session_uuid: str, profile_name: str, username: str | None = None) -> None:
         """Remember which profile and user a client's session UUID stands for, for a week.
 
-        Raises ValueError for what is no user name, and for text that UTF-8 can't encode.
+        Raises ValueError for an invalid user name, and for text that UTF-8 can't encode.
         """
         self._run(self._mirror.watched(self._questions.register_session(session_uuid, profile_name, username)))
 

@@ -242,7 +242,7 @@ RUNNING: dict[str, tuple[str, tuple[str, ...], int]] = {
 def test_ctrl_c_while_it_runs(
     name: str, after_seconds: float, runner: Runner, silent_server: Path, tmp_path: Path
 ) -> None:
-    """Whenever it comes, there is no traceback; a command that is under way ends as it says."""
+    """There is no traceback whenever Ctrl-C comes; a running command ends with the status that --help gives."""
     entry, arguments, usual = RUNNING[name]
     begun = tmp_path / "begun"
     process = runner.start(entry, arguments, env=watched(BEGUN=str(begun)))

@@ -108,7 +108,7 @@ def rest_of(client: socket.socket) -> bytes:
 
 
 def peer_is_gone(client: socket.socket) -> bool:
-    """Whether the connection of a client is no open file of this process's other end any more."""
+    """Whether this process has closed its end of a client's connection."""
     mine = client.getsockname()
     return not any(each.raddr == mine for each in psutil.Process().net_connections("tcp4"))
 
